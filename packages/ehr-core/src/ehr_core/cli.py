@@ -1,0 +1,163 @@
+"""The command line: ``ehr`` itself and the frame of ``ehr-tokenize``, ``ehr-train`` and the others.
+
+Starting up imports neither Hydra nor any component, so that ``ehr plugins`` answers at once.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+from ehr_core.__about__ import __version__
+from ehr_core.errors import ConfigError, EhrError
+from ehr_core.plugins import KINDS, registry
+
+USAGE = """\
+usage: ehr COMMAND [key=value ...]
+
+  ehr plugins [--json]     what is installed: plugins, components, and what failed to load
+  ehr COMMAND --help       groups and settings of a command
+  ehr --version
+
+commands:
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``ehr``."""
+    return guarded("ehr", _ehr, list(sys.argv[1:] if argv is None else argv))
+
+
+def _ehr(arguments: list[str]) -> int:
+    commands = registry().components["command"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE + "\n".join(f"  {c.name:<12} {c.summary}" for c in commands.values()))
+        return 0
+    first, *rest = arguments
+    if first in ("-V", "--version"):
+        print(f"ehr-core {__version__}")
+        return 0
+    if first == "plugins":
+        return show_plugins(rest)
+    if first not in commands:
+        raise ConfigError(f"no command is named {first!r}. Commands: plugins, {', '.join(sorted(commands))}.")
+    return run(f"ehr {first}", first, rest)
+
+
+def show_plugins(arguments: list[str]) -> int:
+    """``ehr plugins [--json]``: exit status 1 when a plugin failed to load."""
+    if arguments not in ([], ["--json"]):
+        raise ConfigError(f"ehr plugins takes only --json, not {' '.join(arguments)}")
+    found = registry()
+    broken = any(plugin.error for plugin in found.plugins)
+    kinds = [(kind, found.components[kind]) for kind in KINDS if found.components[kind]]
+    if arguments:
+        plugins = [dataclasses.asdict(plugin) for plugin in found.plugins]
+        components = {
+            kind: [
+                {"name": c.name, "target": c.target, "summary": c.summary, "plugin": found.origin[kind, c.name].name}
+                for c in parts.values()
+            ]
+            for kind, parts in kinds
+        }
+        print(json.dumps({"plugins": plugins, "components": components}, indent=2))
+        return int(broken)
+    for plugin in found.plugins:
+        print(f"{plugin.name:<14} {plugin.distribution} {plugin.version}")
+        if plugin.error:
+            print(f"{'':<14} did not load: {plugin.error}. Fix or uninstall it, or leave it out with EHR_PLUGINS.")
+    for kind, parts in kinds:
+        print(f"\n{kind}s")
+        for component in parts.values():
+            print(f"  {component.name:<22} {component.summary}")
+    return int(broken)
+
+
+def program(name: str, distribution: str, default: str, *others: str) -> Callable[[], int]:
+    """The entry point of a console script whose first word may choose one of several commands."""
+
+    def entry() -> int:
+        arguments = sys.argv[1:]
+        if arguments[:1] in (["-V"], ["--version"]):
+            print(f"{distribution} {installed_version(distribution)}")
+            return 0
+        command = arguments.pop(0) if arguments[:1] and arguments[0] in (default, *others) else default
+        if not command:
+            word = f"{arguments[0]!r} is not one of" if arguments and "=" not in arguments[0] else "say one of"
+            helping = arguments[:1] in ([], ["-h"], ["--help"])
+            print(f"{'usage: ' if helping else ''}{name}: {word} {', '.join(others)}", file=sys.stderr)
+            return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+        return guarded(name, lambda rest: run(name, command, rest), arguments)
+
+    return entry
+
+
+def run(name: str, command: str, arguments: list[str]) -> int:
+    """Run one command with overrides: --help, --cfg, -m and key=value."""
+    from ehr_core import config
+
+    if {"-h", "--help"} & set(arguments):
+        summary = registry().get("command", command).summary
+        print(f"usage: {name} [key=value ...]\n\n{summary}\n\n{config.describe(command)}")
+        print("\n  --cfg            print the settings and stop\n  -m, --multirun   one run for each of a=1,2,3")
+        return 0
+    multirun = bool({"-m", "--multirun"} & set(arguments))
+    overrides = [a for a in arguments if a not in ("-m", "--multirun", "--cfg")]
+    flags = [a for a in overrides if a.startswith("-")]
+    if flags:
+        raise ConfigError(f"unknown option {flags[0]}; options are --help, --cfg, --multirun, then key=value")
+    if multirun:
+        return _multirun(name, command, overrides)
+    composed = config.compose(command, overrides)
+    if "--cfg" in arguments:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(composed), end="")
+        return 0
+    result = registry().load("command", command)(config.to_settings(composed))
+    return result if isinstance(result, int) else 0
+
+
+def _multirun(name: str, command: str, overrides: list[str]) -> int:
+    """One run per combination through Hydra's own sweeper and launcher; finished stages are shared among them."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    from ehr_core import config
+
+    config.register()
+    function = registry().load("command", command)
+
+    def job(composed: Any) -> None:
+        settings = config.to_settings(composed)
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        if getattr(settings, "output", "") is None:
+            settings.output = str(folder)
+        if getattr(settings, "stages", "") is None:
+            settings.stages = str(folder.parent / "stages")
+        function(settings)
+
+    sys.argv = [name, "--multirun", *overrides]
+    hydra.main(version_base="1.3", config_path=None, config_name=config.config_name(command))(job)()
+    return 0
+
+
+def guarded(name: str, function: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run, and turn errors meant for users into one line on stderr. EHR_DEBUG=1 shows the traceback as well."""
+    try:
+        return function(arguments)
+    except EhrError as error:
+        if os.environ.get("EHR_DEBUG"):
+            raise
+        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

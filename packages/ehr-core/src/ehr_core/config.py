@@ -1,0 +1,207 @@
+"""Settings: dataclasses of components and commands, composed by Hydra from a command line.
+
+Every component's dataclass is an option of its kind's group; a plugin package that has a ``conf/`` folder next to its
+plugin module adds presets (YAML) to any group. Settings name components, never code: there is no ``_target_`` here and
+nothing is instantiated from a config, so a run folder's config cannot make anything execute.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import importlib.util
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ehr_core.errors import ConfigError
+from ehr_core.plugins import KINDS, registry
+
+__all__ = ["MISSING", "compose", "config_name", "describe", "options", "register", "to_settings"]
+
+
+class EhrSearchPath(SearchPathPlugin):
+    """Puts the ``conf/`` folder of every plugin package on Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: Any) -> None:
+        for folder in conf_folders():
+            search_path.append(provider="ehr", path=f"file://{folder}")
+
+
+def conf_folders() -> list[Path]:
+    """Folders named ``conf`` beside the plugin modules that are loaded."""
+    folders = []
+    for plugin in registry().plugins:
+        spec = importlib.util.find_spec(plugin.module) if plugin.error is None else None
+        if spec and spec.origin and (folder := Path(spec.origin).parent / "conf").is_dir():
+            folders.append(folder)
+    return sorted(set(folders))
+
+
+def config_name(command: str) -> str:
+    """Name of a command's primary config in Hydra's store."""
+    return f"ehr_{command.replace('-', '_')}"
+
+
+@functools.cache
+def register() -> None:
+    """Put the settings of all components and commands into Hydra's ConfigStore, once a process."""
+    store = ConfigStore.instance()
+    Plugins.instance().register(EhrSearchPath)
+    for kind, place in KINDS.items():
+        for component in registry().components[kind].values():
+            if component.config is None:
+                continue
+            if kind == "command":
+                store.store(name=config_name(component.name), node=component.config, provider="ehr")
+            else:
+                package = f"{place.group}.{component.name}" if place.many else place.group
+                store.store(
+                    name=component.name, group=place.group, package=package, node=component.config, provider="ehr"
+                )
+
+
+def options() -> dict[str, list[str]]:
+    """Names that may be chosen in each group: components, and presets from ``conf/`` folders."""
+    register()
+    groups: dict[str, set[str]] = {}
+    for kind, place in KINDS.items():
+        if place.group:
+            names = (c.name for c in registry().components[kind].values() if c.config is not None)
+            groups.setdefault(place.group, set()).update(names)
+    for folder in conf_folders():
+        for path in folder.rglob("*.yaml"):
+            group = path.relative_to(folder).parent.as_posix()
+            if group != ".":
+                groups.setdefault(group, set()).add(path.stem)
+    return {group: sorted(names) for group, names in groups.items() if names}
+
+
+def compose(command: str, overrides: Sequence[str]) -> DictConfig:
+    """The composed config of a command. Raises ConfigError with one line for whatever is wrong with the overrides."""
+    register()
+    overrides = list(overrides)
+    for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise ConfigError(f"{override!r} is not a setting; write key=value, for example seed=7 (see --help)")
+    try:
+        return _compose(command, overrides)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(_explain(command, overrides, error)) from error
+
+
+def _compose(command: str, overrides: list[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize(version_base="1.3", config_path=None):
+        return hydra_compose(config_name=config_name(command), overrides=overrides)
+
+
+def _explain(command: str, overrides: list[str], error: BaseException) -> str:
+    """One line for a composition error, with what is allowed and the nearest name."""
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        group = key.partition("@")[0]
+        if group in options() and "." not in group:
+            allowed = options()[group]
+            wrong = [name for name in re.split(r"[\[\],\s]+", value.strip("'\"")) if name and name not in allowed]
+            if wrong and value != "null":
+                return f"{key}={value}: no {group} is named {wrong[0]!r}.{nearest(wrong[0], allowed)}"
+    chosen = [o for o in overrides if o.lstrip("+~").partition("=")[0] in options()]
+    with_chosen: DictConfig | None = None
+    with contextlib.suppress(HydraException, OmegaConfBaseException, ValueError):
+        with_chosen = _compose(command, chosen)
+    if with_chosen is not None:
+        for override in overrides:
+            key = override.lstrip("+~").partition("=")[0]
+            message = None if key in options() else unknown_key(with_chosen, key)
+            if message:
+                return message
+    causes = [error, error.__cause__, error.__context__]
+    texts = [str(cause).strip().splitlines() for cause in causes if cause is not None and str(cause).strip()]
+    detail = texts[-1] if texts else [type(error).__name__]
+    where = next((line.strip().removeprefix("full_key: ") for line in detail if "full_key" in line), "")
+    if not where:
+        where = next((o.partition("=")[0] for o in overrides if o in str(error)), "")
+    return f"{where}: {detail[0]}" if where and where not in detail[0] else detail[0]
+
+
+def unknown_key(config: DictConfig, key: str) -> str | None:
+    """One line about the first part of a dotted key that the config does not have, or None."""
+    node: Any = config
+    walked: list[str] = []
+    for part in key.split("."):
+        if not isinstance(node, DictConfig):
+            return f"there is no setting {key!r}: {'.'.join(walked)} is a single value"
+        if part not in node:
+            allowed = sorted(str(name) for name in node)
+            place = ".".join(walked) or "the top level"
+            return f"there is no setting {key!r}: {place} has no {part!r}.{nearest(part, allowed)}"
+        walked.append(part)
+        node = None if OmegaConf.is_missing(node, part) else node[part]
+    return None
+
+
+def nearest(wrong: str, allowed: Iterable[str]) -> str:
+    """`` Did you mean x? Allowed: ...`` for an error message."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(wrong, names, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"{hint} Allowed: {', '.join(names) or 'nothing'}."
+
+
+def to_settings(config: DictConfig) -> Any:
+    """The composed config as the command's dataclass. Raises ConfigError for a required setting without a value."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(f"{missing[0]} is required: give {missing[0]}=...")
+    try:
+        return OmegaConf.to_object(config)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+
+
+def to_plain(settings: Any) -> Any:
+    """Settings as JSON values: what goes into manifests and cache keys."""
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        fields = dataclasses.fields(settings)
+        return {f.name: to_plain(getattr(settings, f.name)) for f in fields if f.name != "defaults"}
+    if isinstance(settings, dict):
+        return {str(key): to_plain(value) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [to_plain(value) for value in settings]
+    return str(settings) if isinstance(settings, Path) else settings
+
+
+def from_plain(kind: str, found: dict[str, Any]) -> Any:
+    """Settings of a component from JSON values (a manifest's); unknown keys raise ConfigError."""
+    config = registry().get(kind, found["name"]).config
+    assert config is not None, f"{kind} {found['name']} has no settings"
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), found))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"settings of {kind} {found['name']!r}: {str(error).splitlines()[0]}") from error
+
+
+def describe(command: str) -> str:
+    """The help text of a command: groups with their options, then every setting with its default, as YAML."""
+    register()
+    config = compose(command, [])
+    used = set(config) | {"train"}
+    lines = ["Groups (choose with group=name, several with group=[a,b]):"]
+    for group, names in sorted(options().items()):
+        if group in used:
+            lines.append(f"  {group:<11} {', '.join(names)}")
+    lines += ["", "Settings and defaults (override with key=value; ??? must be given):"]
+    lines += [f"  {line}" for line in OmegaConf.to_yaml(config).rstrip().splitlines()]
+    return "\n".join(lines)

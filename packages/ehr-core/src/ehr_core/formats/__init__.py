@@ -1,0 +1,1 @@
+"""The folders that packages hand to each other; `docs/formats.md` lists every field."""
