@@ -4,8 +4,9 @@
 
 Per shard: ``subject_id[S]`` int64, ascending; ``offset[S+1]`` int64; ``token[N]`` uint16 or uint32;
 ``time[N]`` int64 microseconds since 1970, never NO_TIME (tokens of one instant share it); further columns of length N;
-and what is needed to make a static prefix for any window: ``birth[S]`` int64 (NO_TIME if unknown) and, ordered by (subject, slot, time), ``static_offset[S+1]``, ``static_slot[M]`` uint16, ``static_token[M]``, ``static_time[M]``
-(NO_TIME: known from the start).
+and what is needed to make a static prefix for any window: ``birth[S]`` int64 (NO_TIME if unknown) and, ordered by
+(subject, slot, time), ``static_offset[S+1]``, ``static_slot[M]`` uint16, ``static_token[M]``, ``static_time[M]`` (NO_TIME:
+known from the start).
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from ehr_core.formats.vocabulary import Vocabulary
 FORMAT, VERSION = "token-store", 1
 NO_TIME = np.iinfo(np.int64).min
 YEAR_US = 365.25 * 86_400 * 1_000_000
-FIXED = ("subject_id", "offset", "token", "time", "birth")
+FIXED: tuple[str, ...] = ("subject_id", "offset", "token", "time", "birth")
 FIXED += ("static_offset", "static_slot", "static_token", "static_time")
 TOKENIZER = "tokenizer.json"
 PREFIX = "prefix.json"
@@ -97,7 +98,9 @@ def map_arrays(path: Path) -> dict[str, np.ndarray]:
             start, end = (8 + size + place for place in spec["data_offsets"])
             if end > len(buffer):
                 raise ValueError("it ends before its data")
-            flat = np.frombuffer(buffer, dtype=DTYPES[spec["dtype"]], count=int(np.prod(spec["shape"])), offset=start)
+            flat: np.ndarray = np.frombuffer(
+                buffer, dtype=DTYPES[spec["dtype"]], count=int(np.prod(spec["shape"])), offset=start
+            )
             arrays[name] = flat.reshape(spec["shape"])
         return arrays
     except FileNotFoundError:
@@ -153,8 +156,9 @@ def load_prefix(folder: Path) -> Prefix:
     """Read ``prefix.json``."""
     found: dict[str, Any] = read_json(folder / PREFIX)
     try:
-        return Prefix(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
-    except TypeError as error:
+        lists = {name: tuple(found[name]) for name in ("slots", "unknown", "tens", "units")}
+        return Prefix(**lists, age_unknown=found["age_unknown"])
+    except (TypeError, KeyError) as error:
         raise FormatError(f"{folder / PREFIX} is not a prefix: {error}") from error
 
 
