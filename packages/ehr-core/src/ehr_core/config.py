@@ -19,8 +19,9 @@ from hydra import compose as hydra_compose
 from hydra import initialize
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -95,6 +96,12 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
             raise ConfigError(f"{override!r} is not a setting; write key=value, for example seed=7 (see --help)")
+        try:
+            OverridesParser.create().parse_override(override)
+        except OverrideParseException as error:
+            raise ConfigError(
+                f"{override} cannot be read; quote a value with special signs: key=\"'value'\""
+            ) from error
     try:
         return _compose(command, overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:

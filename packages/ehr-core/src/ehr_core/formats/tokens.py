@@ -5,8 +5,8 @@
 Per shard: ``subject_id[S]`` int64, ascending; ``offset[S+1]`` int64; ``token[N]`` uint16 or uint32;
 ``time[N]`` int64 microseconds since 1970, never NO_TIME (tokens of one instant share it); further columns of length N;
 and what is needed to make a static prefix for any window: ``birth[S]`` int64 (NO_TIME if unknown) and, ordered by
-(subject, slot, time), ``static_offset[S+1]``, ``static_slot[M]`` uint16, ``static_token[M]``, ``static_time[M]`` (NO_TIME:
-known from the start).
+(subject, slot, time), ``static_offset[S+1]``, ``static_slot[M]`` uint16, ``static_token[M]``, ``static_time[M]``
+(NO_TIME: known from the start).
 """
 
 import dataclasses

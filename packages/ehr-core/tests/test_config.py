@@ -1,0 +1,150 @@
+"""Settings: what a command line may say, and the one line that a mistake is answered with."""
+
+import sys
+import types
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from ehr_core import Component, config, hookimpl, plugins
+from ehr_core.errors import ConfigError
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class SmallConfig:
+    """Small."""
+
+    name: str = "small"
+    width: int = 8
+
+
+@dataclass
+class LargeConfig:
+    """Large."""
+
+    name: str = "large"
+    depth: int = 3
+    path: str = MISSING
+
+
+@dataclass
+class ScreenConfig:
+    """A tracker."""
+
+    name: str = "screen"
+    every: int = 1
+
+
+@dataclass
+class TrainConfig:
+    """Nested settings."""
+
+    steps: int = 10
+
+
+@dataclass
+class WorkConfig:
+    """A command."""
+
+    defaults: list[Any] = field(default_factory=lambda: [{"model": "small"}, {"tracker": ["screen"]}, "_self_"])
+    model: Any = MISSING
+    tracker: dict[str, Any] = field(default_factory=dict)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    output: str | None = None
+    seed: int = 42
+
+
+def target(settings):
+    return settings
+
+
+@pytest.fixture
+def world(monkeypatch, tmp_path):
+    """A registry with two models, a tracker, a command, and a preset in a conf folder beside the plugin module."""
+    package = tmp_path / "madeup_plugin"
+    (package / "conf" / "model").mkdir(parents=True)
+    (package / "conf" / "model" / "wide.yaml").write_text("defaults: [small, _self_]\nwidth: 99\n")
+    (package / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = types.ModuleType("made")
+    here = __name__
+    sys.modules.setdefault(here, sys.modules[__name__])
+
+    def component(name, settings):
+        return Component(name=name, target=f"{here}:target", config=settings, summary=name)
+
+    made.ehr_models = hookimpl(lambda: [component("small", SmallConfig), component("large", LargeConfig)])
+    made.ehr_trackers = hookimpl(lambda: [component("screen", ScreenConfig)])
+    made.ehr_commands = hookimpl(lambda: [component("work", WorkConfig)])
+    found = plugins.discover({"made": made})
+    found.plugins[:] = [plugins.Plugin("made", "made", "0", "madeup_plugin")]
+    for module in (config, plugins):
+        monkeypatch.setattr(module, "registry", lambda: found)
+    store = ConfigStore.instance()
+    before = store.repo
+    store.repo = {"hydra": before["hydra"], **{k: v for k, v in before.items() if k.startswith("_")}}
+    config.register.cache_clear()
+    yield found
+    store.repo = before
+    config.register.cache_clear()
+
+
+def settings(*overrides):
+    return config.to_settings(config.compose("work", overrides))
+
+
+def test_defaults_compose_into_the_dataclasses(world):
+    found = settings()
+    assert found.model == SmallConfig()
+    assert found.tracker == {"screen": ScreenConfig()}
+    assert found.seed == 42
+
+
+def test_overrides_choose_components_and_set_values(world):
+    found = settings("model=large", "model.depth=5", "model.path=x", "train.steps=3", "tracker.screen.every=7")
+    assert found.model == LargeConfig(depth=5, path="x")
+    assert found.train.steps == 3
+    assert found.tracker["screen"].every == 7
+
+
+def test_a_preset_in_a_conf_folder_is_an_option(world):
+    assert settings("model=wide").model == SmallConfig(width=99)
+    assert config.options()["model"] == ["large", "small", "wide"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("modl=small", "there is no setting 'modl': the top level has no 'modl'. Did you mean model?"),
+        ("train.stps=3", "there is no setting 'train.stps': train has no 'stps'. Did you mean steps?"),
+        ("model.depth=3", "there is no setting 'model.depth': model has no 'depth'"),
+        ("model=smal", "model=smal: no model is named 'smal'. Did you mean small? Allowed: large, small, wide."),
+        ("tracker=[screen,pager]", "no tracker is named 'pager'"),
+        ("train.steps=many", "Value 'many' of type 'str' could not be converted to Integer"),
+        ("train.steps=many", "train.steps"),
+        ("model=large", "model.path is required: give model.path=..."),
+        ("--fast", "'--fast' is not a setting; write key=value"),
+        ("seed=7=8=[", "seed"),
+        ("seed.x=1", "seed is a single value"),
+    ],
+)
+def test_a_mistake_is_answered_with_one_line(world, override, message):
+    with pytest.raises(ConfigError) as caught:
+        settings(override)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_survive_the_way_through_json(world):
+    one = LargeConfig(depth=4, path="x")
+    assert config.from_plain("model", config.to_plain(one)) == one
+    with pytest.raises(ConfigError, match="settings of model 'large'"):
+        config.from_plain("model", {"name": "large", "dpth": 3})
+
+
+def test_help_lists_groups_and_settings(world):
+    text = config.describe("work")
+    assert "model       large, small, wide" in text
+    assert "steps: 10" in text
