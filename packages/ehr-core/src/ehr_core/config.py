@@ -21,7 +21,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -98,7 +98,7 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
             raise ConfigError(f"{override!r} is not a setting; write key=value, for example seed=7 (see --help)")
         try:
             OverridesParser.create().parse_override(override)
-        except OverrideParseException as error:
+        except HydraException as error:
             raise ConfigError(
                 f"{override} cannot be read; quote a value with special signs: key=\"'value'\""
             ) from error
