@@ -1,0 +1,164 @@
+"""MEDS datasets on disk: the source ``meds``, and the one reader that every stage uses.
+
+A dataset is checked in two steps. `shards` looks at folders, footers and column types, which is cheap; `read_events`
+checks every row of a shard, vectorized, when the shard is read. Nothing is repaired in silence: a row that breaks MEDS
+is an error that names file, row and rule, and the one treatment there is (non-finite numbers become null) is counted.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import meds
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ehr_core.errors import DataError, FormatError
+from ehr_core.formats.folder import file_digest
+from ehr_core.formats.tokens import NO_TIME
+from ehr_core.protocols import Executor
+from ehr_tokenize.plugin import MedsConfig
+
+SPLITS = (meds.train_split, meds.tuning_split, meds.held_out_split)
+
+
+class MedsSource:
+    """A MEDS dataset that is there already."""
+
+    def __init__(self, settings: MedsConfig):
+        self.path = Path(settings.path)
+
+    def provide(self, output: Path, executor: Executor) -> Path:
+        """The dataset's own folder, untouched. Raises DataError or FormatError for the first file that is wrong."""
+        shards(self.path)
+        return self.path
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """sha256 of every file below ``data`` and ``metadata``, by relative path."""
+        parts = (self.path / meds.data_subdirectory, self.path / "metadata")
+        paths = sorted(path for part in parts for path in part.rglob("*") if path.is_file())
+        with ThreadPoolExecutor() as pool:  # hashing releases the GIL
+            digests = pool.map(file_digest, paths)
+            return dict(zip((path.relative_to(self.path).as_posix() for path in paths), digests, strict=True))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file of a dataset: its split and its number within the split."""
+
+    split: str
+    number: int
+    path: Path
+
+
+def shards(folder: Path) -> list[Shard]:
+    """All shards of the three splits in order, their footers and column types checked.
+
+    Raises FormatError for a folder or file that is missing or damaged, DataError for a column of another type.
+    """
+    if not folder.is_dir():
+        raise FormatError(f"{folder} is not a folder; expected a MEDS dataset with data/{{{','.join(SPLITS)}}}")
+    found = []
+    for split in SPLITS:
+        place = folder / meds.data_subdirectory / split
+        if not place.is_dir():
+            raise FormatError(f"{folder} has no split {split!r}: {place} is missing; MEDS needs {', '.join(SPLITS)}")
+        paths = sorted(
+            place.rglob("*.parquet"), key=lambda p: [(len(part), part) for part in p.relative_to(place).parts]
+        )
+        if not paths:
+            raise FormatError(f"{place} has no Parquet file; each of {', '.join(SPLITS)} needs at least one")
+        found += [Shard(split, number, path) for number, path in enumerate(paths)]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda shard: check_columns(shard.path), found))
+    return found
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+COLUMNS = {
+    "subject_id": ("int64", pa.types.is_int64),
+    "time": ("timestamp", pa.types.is_timestamp),
+    "code": ("string", _is_text),
+    "numeric_value": ("float32 or float64", lambda kind: kind in (pa.float32(), pa.float64())),
+}
+
+
+def check_columns(path: Path) -> list[str]:
+    """Columns of a Parquet file that we read. Raises FormatError (unreadable) or DataError (a column is wrong)."""
+    try:
+        schema = pq.read_schema(path)
+    except FileNotFoundError:
+        raise FormatError(f"{path} is missing") from None
+    except (pa.ArrowException, OSError) as error:
+        raise FormatError(f"{path} is damaged or no Parquet file: {str(error).splitlines()[0]}") from error
+    present = []
+    for name, (expected, fits) in COLUMNS.items():
+        if name in schema.names:
+            found = schema.field(name).type
+            if not fits(found):
+                raise DataError(f"{path}: column {name!r} is {found}, expected {expected}")
+            present.append(name)
+        elif name != "numeric_value":
+            raise DataError(f"{path} has no column {name!r}; MEDS needs subject_id, time and code")
+    return present
+
+
+def read_events(path: Path) -> pl.DataFrame:
+    """Checked events of a shard: subject_id int64, time datetime[us], code string, numeric_value float32.
+
+    Rows are ordered by (subject_id, time) with null times first; the order of rows of one instant is the file's.
+    Raises DataError that names the file, the first bad row (counted from 1) and the rule.
+    """
+    return read_counted(path)[0]
+
+
+def read_counted(path: Path) -> tuple[pl.DataFrame, int]:
+    """As `read_events`, and how many numbers were NaN, infinite or beyond float32 and became null."""
+    present = check_columns(path)
+    try:
+        events = pl.read_parquet(path, columns=present)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise FormatError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    time = pl.col("time")
+    zone = events.schema["time"].time_zone  # type: ignore[attr-defined]
+    if zone is not None:
+        time = time.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    value = pl.col("numeric_value") if "numeric_value" in present else pl.lit(None)
+    events = events.select(
+        "subject_id", time.cast(pl.Datetime("us")), pl.col("code").cast(pl.String), value.cast(pl.Float32).alias("v")
+    )
+    _check_rows(events, path)
+    finite = events["v"].is_finite()  # null for null
+    bad = int((~finite).sum())
+    numbers = events["v"].set(~finite, None) if bad else events["v"]
+    return events.drop("v").with_columns(numbers.alias("numeric_value")), bad
+
+
+def _check_rows(events: pl.DataFrame, path: Path) -> None:
+    """Raise DataError for the first row that breaks a rule of MEDS."""
+    subject, code = events["subject_id"], events["code"]
+    if subject.null_count():
+        raise DataError(f"{path}, row {_first(subject.is_null())}: subject_id is null")
+    empty = code.is_null() | (code.str.len_bytes() == 0)
+    if empty.any():
+        raise DataError(f"{path}, row {_first(empty)}: code is null or empty")
+    subject_N = subject.to_numpy()
+    time_N = events["time"].to_physical().fill_null(NO_TIME).to_numpy()
+    same_N = subject_N[1:] == subject_N[:-1]
+    back_N = (subject_N[1:] < subject_N[:-1]) | (same_N & (time_N[1:] < time_N[:-1]))
+    if back_N.any():
+        row = int(back_N.argmax())
+        rule = "its time is before the row above (null times come first)" if same_N[row] else "subject_id descends"
+        raise DataError(f"{path}, row {row + 2}: {rule}; MEDS rows are sorted by subject_id, then time")
+
+
+def _first(bad: pl.Series) -> int:
+    return int(np.asarray(bad).argmax()) + 1

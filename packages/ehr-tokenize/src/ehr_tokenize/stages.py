@@ -1,0 +1,234 @@
+"""Building blocks of tokenizers: columnar operations on the events of one shard. No loop runs over events or subjects.
+
+Shapes: N rows (events), S subjects, C distinct codes, Q quantiles, T tokens. A tokenizer is a few calls: `records`
+makes arrays of the events, `Records.where` filters, `gaps` and `Spacing` turn time into tokens, `count` and `merge` fit,
+`find_bins` turns numbers into quantiles, and `interleave` weaves everything into one timeline.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import polars as pl
+
+from ehr_core.formats.tokens import NO_TIME
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Events of a shard as arrays, in order of subject and time."""
+
+    subject_id_S: np.ndarray
+    """int64, ascending; every subject of the shard, also one that has lost all rows to `where`."""
+    names_C: list[str]
+    """Codes; some may have no row."""
+    subject_N: np.ndarray
+    """int64 index into ``subject_id_S``."""
+    time_N: np.ndarray
+    """int64 microseconds; NO_TIME for static rows."""
+    code_N: np.ndarray
+    """uint32 index into ``names_C``."""
+    value_N: np.ndarray
+    """float32; NaN where there is no finite number."""
+
+    def where(self, keep_N: np.ndarray) -> Records:
+        """The rows for which the mask holds."""
+        rows = {name: getattr(self, name)[keep_N] for name in ("subject_N", "time_N", "code_N", "value_N")}
+        return dataclasses.replace(self, **rows)
+
+    def per_code(self, function: Callable[[str], object], dtype: type | str) -> np.ndarray:
+        """(C,) values of a function of the code; index it with ``code_N``. Runs once a code, not once a row."""
+        return np.fromiter((function(name) for name in self.names_C), dtype, len(self.names_C))
+
+
+def records(events: pl.DataFrame) -> Records:
+    """Arrays of a frame with subject_id, time, code and numeric_value that is sorted as MEDS wants it."""
+    codes = events["code"].cast(pl.Categorical)
+    value_N = events["numeric_value"].cast(pl.Float32).fill_null(float("nan")).to_numpy()
+    finite_N = np.isfinite(value_N)
+    id_N = events["subject_id"].to_numpy()
+    new_N = np.ones(len(id_N), bool)
+    np.not_equal(id_N[1:], id_N[:-1], out=new_N[1:])
+    return Records(
+        subject_id_S=id_N[new_N],
+        names_C=codes.cat.get_categories().to_list(),
+        subject_N=np.cumsum(new_N) - 1,
+        time_N=events["time"].to_physical().fill_null(NO_TIME).to_numpy(),
+        code_N=codes.to_physical().to_numpy(),
+        value_N=value_N if finite_N.all() else np.where(finite_N, value_N, np.float32("nan")),
+    )
+
+
+# -- time
+
+
+def gaps(rows: Records) -> np.ndarray:
+    """(N,) microseconds since the row before of the same subject; 0 at the first one."""
+    gap_N = np.diff(rows.time_N, prepend=rows.time_N[:1])
+    gap_N[1:][rows.subject_N[1:] != rows.subject_N[:-1]] = 0
+    return gap_N
+
+
+@dataclasses.dataclass(frozen=True)
+class Spacing:
+    """Tokens for gaps in time: the last whose lower bound is not above the gap; none below the first bound.
+
+    A gap that reaches the last bound gives that token round(gap / bound) times, so that long gaps keep their length.
+    """
+
+    names: tuple[str, ...]
+    bounds: np.ndarray
+    """int64 microseconds, ascending, one a name."""
+
+    def find(self, gap_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) index of the token (-1: none) and (N,) how many of it."""
+        index_N = np.searchsorted(self.bounds, gap_N, side="right") - 1
+        count_N = (index_N >= 0).astype(np.int64)
+        unit = int(self.bounds[-1])
+        long_N = np.flatnonzero(index_N == len(self.names) - 1)
+        count_N[long_N] = (gap_N[long_N] + unit // 2) // unit
+        return index_N, count_N
+
+    def measure(self, gap_N: np.ndarray) -> list[tuple[int, int, int]]:
+        """Per token: how many, whole seconds and microseconds that they stand for. Exact, so that shards add up."""
+        index_N, count_N = self.find(gap_N)
+        found = []
+        for token in range(len(self.names)):
+            chosen = index_N == token
+            gap = gap_N[chosen]
+            # Seconds and rest apart: a sum of microseconds over many long lives would overflow int64.
+            found.append((int(count_N[chosen].sum()), int((gap // 1_000_000).sum()), int((gap % 1_000_000).sum())))
+        return found
+
+    def estimates(self, measured: Sequence[list[tuple[int, int, int]]]) -> dict[str, float]:
+        """Mean seconds per token over all shards; one that never occurred stands for the middle of its range."""
+        means = {}
+        for token, name in enumerate(self.names):
+            count, seconds, rest = (sum(shard[token][part] for shard in measured) for part in range(3))
+            low = int(self.bounds[token])
+            high = int(self.bounds[token + 1]) if token + 1 < len(self.names) else low
+            means[name] = (seconds + rest / 1e6) / count if count else (low + high) / 2e6
+        return means
+
+
+# -- numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Rows and numbers of codes: of one shard, or of several after `merge`."""
+
+    names_C: list[str]
+    rows_C: np.ndarray
+    """int64, at least 1."""
+    offset_C: np.ndarray
+    """(C+1,) int64: the numbers of code c are ``value[offset_C[c]:offset_C[c+1]]``."""
+    value: np.ndarray
+    """float32, grouped by code; sorted within a code after `merge`."""
+
+
+def count(rows: Records) -> Counts:
+    """Rows and numbers per code of one shard."""
+    rows_C = np.bincount(rows.code_N, minlength=len(rows.names_C))
+    there = np.flatnonzero(rows_C)
+    narrow = np.zeros(len(rows_C), np.uint16 if len(there) <= 1 << 16 else np.uint32)
+    narrow[there] = np.arange(len(there))
+    has_N = ~np.isnan(rows.value_N)
+    code_M = narrow[rows.code_N[has_N]]
+    order_M = np.argsort(code_M, kind="stable")  # a radix sort for 16 bits
+    offset = np.concatenate([[0], np.cumsum(np.bincount(code_M, minlength=len(there)))])
+    return Counts([rows.names_C[c] for c in there], rows_C[there], offset, rows.value_N[has_N][order_M])
+
+
+def merge(parts: Sequence[Counts]) -> Counts:
+    """The counts of all shards together, codes in order of name, numbers sorted: the same for any way of sharding."""
+    names = sorted({name for part in parts for name in part.names_C})
+    place = {name: index for index, name in enumerate(names)}
+    where = [np.array([place[name] for name in part.names_C], np.int64) for part in parts]
+    rows_C, length_C = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
+    for part, at in zip(parts, where, strict=True):
+        rows_C[at] += part.rows_C
+        length_C[at] += np.diff(part.offset_C)
+    offset_C = np.concatenate([[0], np.cumsum(length_C)])
+    value = np.empty(offset_C[-1], np.float32)
+    next_C = offset_C[:-1].copy()
+    for part, at in zip(parts, where, strict=True):
+        length = np.diff(part.offset_C)
+        value[np.repeat(next_C[at] - part.offset_C[:-1], length) + np.arange(len(part.value))] = part.value
+        next_C[at] += length
+    for start, stop in zip(offset_C[:-1].tolist(), offset_C[1:].tolist(), strict=True):
+        value[start:stop].sort()
+    return Counts(names, rows_C, offset_C, value)
+
+
+def quantile_breaks(counts: Counts, num_quantiles: int) -> dict[str, list[float]]:
+    """Per code with numbers: its quantiles 1/Q, 2/Q, ... (interpolated linearly), each value once."""
+    length_C = np.diff(counts.offset_C)
+    has = np.flatnonzero(length_C)
+    # In whole numbers, so that a break that is a value is exactly that value.
+    step = np.arange(1, num_quantiles) * (length_C[has, None] - 1)
+    low = counts.offset_C[has, None] + step // num_quantiles
+    high = np.minimum(low + 1, counts.offset_C[has + 1, None] - 1)
+    below, above = counts.value[low].astype(np.float64), counts.value[high].astype(np.float64)
+    break_CQ = below + (above - below) * (step % num_quantiles / num_quantiles)
+    return {counts.names_C[c]: np.unique(row).tolist() for c, row in zip(has, break_CQ, strict=True)}
+
+
+def bin_counts(counts: Counts, breaks: dict[str, list[float]], num_quantiles: int) -> dict[str, np.ndarray]:
+    """Per code with breaks: (Q,) how many of its numbers fall into each quantile."""
+    found = {}
+    for c, name in enumerate(counts.names_C):
+        if name in breaks:
+            value = counts.value[counts.offset_C[c] : counts.offset_C[c + 1]].astype(np.float64)
+            edge = np.searchsorted(value, breaks[name], side="right")
+            found[name] = np.zeros(num_quantiles, np.int64)
+            found[name][: len(edge) + 1] = np.diff(edge, prepend=0, append=len(value))
+    return found
+
+
+def find_bins(rows: Records, breaks: dict[str, list[float]], num_quantiles: int) -> np.ndarray:
+    """(N,) quantile 1 to Q of each number: 1 + the breaks below it; 0 without a number or without breaks."""
+    break_QC = np.full((num_quantiles - 1, len(rows.names_C)), np.inf)
+    known_C = rows.per_code(breaks.__contains__, bool)
+    for c in np.flatnonzero(known_C):
+        found = breaks[rows.names_C[c]]
+        break_QC[: len(found), c] = found
+    at = np.flatnonzero(known_C[rows.code_N] & ~np.isnan(rows.value_N))
+    code, value = rows.code_N[at], rows.value_N[at].astype(np.float64)
+    bin_M = np.ones(len(at), np.int16)
+    for break_C in break_QC:  # at most Q - 1 rounds, each over a table that stays in the cache
+        bin_M += break_C[code] < value
+    bin_N = np.zeros(len(rows.code_N), np.int16)
+    bin_N[at] = bin_M
+    return bin_N
+
+
+# -- order
+
+
+def interleave(parts: Sequence[tuple[np.ndarray, np.ndarray]], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Weave parts into one sequence: for each event in turn, part 0 so many times, then part 1, ...
+
+    Each part is (item_N, count_N). Returns the sequence (T,) and (N,) how many items each event has.
+    """
+    total_N = np.sum([count_N for _, count_N in parts], axis=0, dtype=np.int64)
+    end_N = np.cumsum(total_N)
+    woven = np.empty(int(end_N[-1]) if len(end_N) else 0, dtype)
+    next_N = end_N - total_N
+    for item_N, count_N in parts:
+        at = np.flatnonzero(count_N)
+        often = count_N[at].astype(np.int64)
+        place = np.repeat(next_N[at], often)
+        if len(place) > len(at):
+            start = np.cumsum(often) - often
+            place += np.arange(len(place)) - np.repeat(start, often)
+        woven[place] = np.repeat(item_N[at], often)
+        next_N = next_N + count_N
+    return woven, total_N
+
+
+def offsets(index_N: np.ndarray, size: int) -> np.ndarray:
+    """(S+1,) where the items of each subject start, from the ascending subject index of each item."""
+    return np.searchsorted(index_N, np.arange(size + 1)).astype(np.int64)
