@@ -1,0 +1,1 @@
+"""XGBoost as a baseline of the ehr workbench."""
