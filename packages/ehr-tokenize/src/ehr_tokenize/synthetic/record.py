@@ -1,0 +1,127 @@
+"""The true probability computed again from a subject's record alone.
+
+The generator gets its probabilities from what it drew. This module reads codes, times and values of one subject, drops
+everything after the prediction time, and arrives at the same numbers; it serves as proof that the truth looks at
+nothing else, and gives the truth for records that someone has changed or written by hand.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from ehr_core.errors import DataError
+
+from ehr_tokenize.synthetic import parameters as params
+from ehr_tokenize.synthetic import truth
+from ehr_tokenize.synthetic.codes import BIRTH, plain_code
+from ehr_tokenize.synthetic.laws import DAY, YEAR, Laws, Stay, grid_index, laws, pattern
+from ehr_tokenize.synthetic.settings import SyntheticConfig
+
+ADMISSION, DISCHARGE, ICD = "HOSPITAL_ADMISSION//", "HOSPITAL_DISCHARGE//", "DIAGNOSIS//ICD10CM//"
+DISEASE_OF = {code: d for d, disease in enumerate(params.DISEASES) for code in disease.icd}
+REASON_OF = {code: r for r, reason in enumerate(params.REASONS) for code in reason.icd}
+KIND_OF = {kind[0]: i for i, kind in enumerate(params.ADMISSIONS)}
+DESTINATION_OF = {place[0]: i for i, place in enumerate(params.DESTINATIONS)}
+ANALYTE_OF = {analyte.code: a for a, analyte in enumerate(params.ANALYTES)}
+
+
+@dataclass(frozen=True)
+class Event:
+    """A row of the record; second since 1970."""
+
+    time: int
+    code: str
+    value: float | None
+
+
+def visible_events(events: Any, prediction_time: datetime) -> list[Event]:
+    """Timed rows at or before the prediction time, in order; variants of codes read as the code they stand for."""
+    columns = (events[name].to_list() for name in ("subject_id", "time", "code", "numeric_value"))
+    rows = list(zip(*columns, strict=True))
+    if len({subject for subject, *_ in rows}) != 1:
+        raise DataError("the truth is computed from the events of one subject, and no other rows")
+    return [
+        Event(seconds(time), plain_code(code), value)
+        for _, time, code, value in rows
+        if time is not None and time <= prediction_time
+    ]
+
+
+def seconds(time: datetime) -> int:
+    """Seconds since 1970 of a naive time in UTC."""
+    return int(time.replace(tzinfo=UTC).timestamp())
+
+
+def _suffix(code: str, prefix: str, known: dict[str, int]) -> int:
+    found = known.get(code.removeprefix(prefix))
+    if found is None:
+        raise DataError(f"{code!r} is not a code of a synthetic cohort; use {prefix}{' or '.join(known)}")
+    return found
+
+
+def _last_stay(events: list[Event]) -> list[Event]:
+    starts = [i for i, event in enumerate(events) if event.code.startswith(ADMISSION)]
+    if not starts:
+        raise DataError("the subject has no admission at or before the prediction time")
+    return events[starts[-1] :]
+
+
+def _stay(events: list[Event], current: list[Event]) -> Stay:
+    birth = next((event.time for event in events if event.code == BIRTH), None)
+    if birth is None:
+        raise DataError(f"the record has no {BIRTH}, so there is no age")
+    icd = [event.code.removeprefix(ICD) for event in events if event.code.startswith(ICD)]
+    reasons = [event.code.removeprefix(ICD) for event in current if event.code.removeprefix(ICD) in REASON_OF]
+    if not reasons:
+        raise DataError("the last stay has no diagnosis that is a reason for admission")
+    documented = {DISEASE_OF[code] for code in icd if code in DISEASE_OF}
+    return Stay(
+        age_N=np.array([(current[0].time - birth) / YEAR]),
+        disease_ND=np.array([[d in documented for d in range(len(params.DISEASES))]]),
+        kind_N=np.array([_suffix(current[0].code, ADMISSION, KIND_OF)]),
+        reason_N=np.array([REASON_OF[reasons[0]]]),
+        previous_N=np.array([sum(event.code.startswith(ADMISSION) for event in events) - 1]),
+    )
+
+
+def _log_likelihood(rules: Laws, current: list[Event], disease_ND: np.ndarray) -> np.ndarray:
+    """(1, S) of the signals, seen or not, and of each value of this stay."""
+    first = params.SIGNALS[0].code + "//"
+    codes = {event.code for event in current}
+    seen = [any(code.startswith(first) for code in codes), *(signal.code in codes for signal in params.SIGNALS[1:])]
+    total = truth.signals_log_likelihood(np.array([seen]))
+    for event in current:
+        a = ANALYTE_OF.get(event.code)
+        if a is None or event.value is None:
+            continue
+        phase = int(event.time - current[0].time >= DAY)
+        k = grid_index(params.ANALYTES[a], np.array([event.value]))[0]
+        total = total + rules.log_cell[a, pattern(a, disease_ND)[0], phase, k]
+    return total
+
+
+def true_probability(events: Any, task: str, prediction_time: datetime, settings: SyntheticConfig) -> float:
+    """P(label | everything in the record at or before the prediction time).
+
+    ``events`` is a data frame with the rows of one subject in MEDS columns; later rows may be there and are not looked
+    at. ``task`` is ``in_hospital_mortality`` (the patient is in hospital, 24 h after admission; any time from 12 h on
+    is possible) or ``readmission_30d`` (the prediction time is that of a discharge). Raises DataError otherwise.
+    """
+    if task not in truth.TASKS:
+        raise DataError(f"no truth is known of task {task!r}; there is {' and '.join(truth.TASKS)}")
+    rules = laws(settings)
+    known = visible_events(events, prediction_time)
+    current = _last_stay(known)
+    stay, time = _stay(known, current), seconds(prediction_time)
+    gone = [event for event in current if event.code.startswith(DISCHARGE)]
+    likelihood = _log_likelihood(rules, current, stay.disease_ND)
+    admission = np.array([current[0].time])
+    if task == truth.MORTALITY:
+        if gone or time - current[0].time < params.DISCHARGE_FROM_HOURS * 3600:
+            raise DataError(f"{task} asks of a patient who has been in hospital for 12 h and was not discharged")
+        return float(truth.mortality(rules, truth.Visible(stay, admission, np.array([time]), likelihood))[0])
+    if not gone or gone[-1].time != time:
+        raise DataError(f"{task} asks at the time of a discharge")
+    where = np.array([_suffix(gone[-1].code, DISCHARGE, DESTINATION_OF)])
+    return float(truth.readmission(rules, truth.Visible(stay, admission, np.array([time]), likelihood, where))[0])

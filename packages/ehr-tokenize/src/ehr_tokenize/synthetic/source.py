@@ -1,0 +1,151 @@
+"""The source ``synthetic``: writes a cohort as a MEDS 0.4.1 dataset, and its labels with true probabilities.
+
+    MEDS/data/<split>/<shard>.parquet
+    MEDS/metadata/{codes.parquet,dataset.json,subject_splits.parquet}
+    MEDS/labels/<task>/<split>.parquet      subject_id, prediction_time, boolean_value, true_probability
+
+Shards are numbered through train, tuning and held_out, each of at most ``shard_subjects`` subjects of one split, and
+each is drawn from (seed, number) alone. Memory is bounded by one shard and the label rows (about 150 bytes a stay).
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from ehr_core.errors import ConfigError
+from ehr_core.formats.folder import write_json
+from ehr_core.formats.tables import SPLITS, write_labels
+from ehr_core.progress import track
+from ehr_core.protocols import Executor
+
+from ehr_tokenize.__about__ import __version__
+from ehr_tokenize.synthetic import parameters as params
+from ehr_tokenize.synthetic import truth
+from ehr_tokenize.synthetic.codes import code_book
+from ehr_tokenize.synthetic.events import draw_shard
+from ehr_tokenize.synthetic.laws import DAY, laws
+from ehr_tokenize.synthetic.settings import SyntheticConfig
+
+MEDS_VERSION = "0.4.1"
+CODES_SCHEMA = pa.schema([("code", pa.string()), ("description", pa.string()), ("parent_codes", pa.list_(pa.string()))])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One shard to write."""
+
+    index: int
+    split: str
+    number: int
+    """Number within the split: the file's name."""
+    first_id: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is left of a shard once its rows are on disk."""
+
+    labels: dict[str, pa.Table]
+    last: int
+    """Second of its last event."""
+
+
+def check(settings: SyntheticConfig) -> None:
+    """Raise ConfigError for settings that make no cohort."""
+    for name in ("novel_probability", "missingness", "train", "tuning", "held_out"):
+        value = getattr(settings, name)
+        if not 0.0 <= value <= 1.0:
+            raise ConfigError(f"source.{name} is {value}; it must be between 0 and 1")
+    for name in ("num_subjects", "shard_subjects"):
+        if getattr(settings, name) < 1:
+            raise ConfigError(f"source.{name} is {getattr(settings, name)}; it must be at least 1")
+    for name in ("severity_signal", "mortality_scale", "readmission_scale"):
+        if not 0.0 <= getattr(settings, name) < float("inf"):
+            raise ConfigError(f"source.{name} is {getattr(settings, name)}; it must be a number from 0 up")
+    if settings.seed < 0:
+        raise ConfigError(f"source.seed is {settings.seed}; it must be 0 or more")
+    total = settings.train + settings.tuning + settings.held_out
+    if abs(total - 1.0) > 1e-6:
+        raise ConfigError(f"source.train, source.tuning and source.held_out add up to {total:g}; they must to 1")
+
+
+def pieces(settings: SyntheticConfig) -> list[Piece]:
+    """The shards of a cohort. Subjects are drawn alike, so a split is simply a run of subject ids, from 1 up."""
+    train = round(settings.train * settings.num_subjects)
+    tuning = min(round(settings.tuning * settings.num_subjects), settings.num_subjects - train)
+    found: list[Piece] = []
+    first_id = 1
+    for split, size in zip(SPLITS, (train, tuning, settings.num_subjects - train - tuning), strict=True):
+        for number, start in enumerate(range(0, size, settings.shard_subjects)):
+            count = min(settings.shard_subjects, size - start)
+            found.append(Piece(len(found), split, number, first_id, count))
+            first_id += count
+    return found
+
+
+def write_shard(settings: SyntheticConfig, output: Path, piece: Piece) -> Written:
+    """Draw one shard, write its events and return its labels."""
+    shard = draw_shard(settings, piece.index, piece.count, piece.first_id)
+    pq.write_table(shard.data, output / "data" / piece.split / f"{piece.number}.parquet", compression="zstd")
+    return Written(shard.labels, pc.max(shard.data["time"]).cast(pa.int64()).as_py() // 1_000_000)
+
+
+class SyntheticSource:
+    """Writes the cohort that its settings describe. Raises ConfigError for settings that make none."""
+
+    def __init__(self, settings: SyntheticConfig):
+        check(settings)
+        laws(settings)
+        self.settings = settings
+
+    def fingerprint(self) -> dict[str, str]:
+        """Nothing is read: the settings decide everything."""
+        return {}
+
+    def provide(self, output: Path, executor: Executor) -> Path:
+        """Fill ``output``, an empty folder, with the dataset and return it."""
+        todo = pieces(self.settings)
+        for split in {piece.split for piece in todo}:
+            (output / "data" / split).mkdir(parents=True, exist_ok=True)
+        work = functools.partial(write_shard, self.settings, output)
+        done = list(track(executor.map(work, todo), "synthetic cohort", len(todo), "shards"))
+        self._write_metadata(output / "metadata", todo)
+        self._write_labels(output / "labels", todo, done)
+        return output
+
+    def _write_metadata(self, folder: Path, todo: list[Piece]) -> None:
+        folder.mkdir()
+        book = code_book()
+        names = book.name if self.settings.novel_probability else book.name[: book.plain]
+        rows = {
+            "code": names,
+            "description": book.description[: len(names)],
+            "parent_codes": [[p] if p else None for p in book.parent[: len(names)]],
+        }
+        pq.write_table(pa.table(rows, schema=CODES_SCHEMA), folder / "codes.parquet")
+        splits = {
+            "subject_id": np.concatenate([np.arange(p.first_id, p.first_id + p.count) for p in todo]),
+            "split": np.concatenate([np.full(p.count, p.split) for p in todo]),
+        }
+        schema = pa.schema([("subject_id", pa.int64()), ("split", pa.string())])
+        pq.write_table(pa.table(splits, schema=schema), folder / "subject_splits.parquet")
+        facts = {"dataset_name": "synthetic", "dataset_version": f"seed {self.settings.seed}"}
+        facts |= {"etl_name": "ehr-tokenize", "etl_version": __version__, "meds_version": MEDS_VERSION}
+        write_json(folder / "dataset.json", facts)
+
+    def _write_labels(self, folder: Path, todo: list[Piece], done: list[Written]) -> None:
+        """A readmission can be judged when 30 days of the dataset follow; in a mortality label nothing is left out."""
+        last = max(written.last for written in done)
+        judged = pa.scalar((last - params.READMISSION_DAYS * DAY) * 1_000_000, pa.timestamp("us"))
+        for task in truth.TASKS:
+            for split in dict.fromkeys(piece.split for piece in todo):
+                parts = [w.labels[task] for piece, w in zip(todo, done, strict=True) if piece.split == split]
+                table = pa.concat_tables(parts)
+                if task == truth.READMISSION:
+                    table = table.filter(pc.less_equal(table["prediction_time"], judged))
+                write_labels(folder / task / f"{split}.parquet", table)
