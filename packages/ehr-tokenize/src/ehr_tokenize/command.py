@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from ehr_core.config import from_plain, to_plain
 from ehr_core.errors import DataError
 from ehr_core.formats.folder import Manifest, check_free, digest_of, new_folder, read_json, write_manifest
@@ -24,6 +23,7 @@ from ehr_core.formats.vocabulary import UNK
 from ehr_core.plugins import build, registry
 from ehr_core.progress import Progress
 from ehr_core.protocols import Executor, Tokenizer
+
 from ehr_tokenize.meds import SPLITS, Shard, read_counted, read_events, shards
 from ehr_tokenize.plugin import TokenizeConfig
 

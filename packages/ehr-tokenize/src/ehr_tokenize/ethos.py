@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-
 from ehr_core.config import to_plain
 from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats.folder import read_json, write_json
 from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load_prefix, write_prefix
 from ehr_core.formats.vocabulary import SPECIALS, UNK, Token, Vocabulary
+
 from ehr_tokenize import stages
 from ehr_tokenize.plugin import EthosConfig
 
@@ -100,13 +100,12 @@ class Ethos:
     def _parts(self, rows: stages.Records) -> tuple[stages.Records, stages.Records, stages.Records]:
         """Timeline, static rows and births of a shard."""
         birth_N = rows.per_code(BIRTH.__eq__, bool)[rows.code_N]
-        static_N = rows.per_code(lambda code: self._static_prefix(code) is not None, bool)[rows.code_N]
+        starts = tuple(f"{prefix}//" for prefix in self.settings.static_codes)
+        exact = frozenset(self.settings.static_codes)
+        static_N = rows.per_code(lambda code: code.startswith(starts) or code in exact, bool)[rows.code_N]
         timed_N = rows.time_N != NO_TIME
         static_N |= ~timed_N
         return rows.where(~(birth_N | static_N)), rows.where(static_N & ~birth_N), rows.where(birth_N & timed_N)
-
-    def _static_prefix(self, code: str) -> str | None:
-        return next((p for p in self.settings.static_codes if code == p or code.startswith(f"{p}//")), None)
 
     def _slot(self, code: str) -> str:
         """The prefix slot that a static code without a number fills: ``GENDER`` of ``GENDER//F``.
@@ -114,7 +113,8 @@ class Ethos:
         Beyond ``static_codes`` it is the code without its last component, so that ``DEMO//SEX//F`` and ``DEMO//HEIGHT``
         do not push each other out of one slot ``DEMO``.
         """
-        return self._static_prefix(code) or code.rpartition("//")[0] or code
+        chosen = [p for p in self.settings.static_codes if code == p or code.startswith(f"{p}//")]
+        return chosen[0] if chosen else code.rpartition("//")[0] or code
 
     def summarize(self, events: pl.DataFrame) -> Summary:
         """Counts and numbers per code, lengths of intervals, births of one shard of train."""
@@ -124,7 +124,7 @@ class Ethos:
             stages.count(static),
             SPACING.measure(stages.gaps(timeline)),
             len(births.time_N),
-            len(np.unique(timeline.subject_N)),
+            int(np.count_nonzero(np.diff(timeline.subject_N, prepend=-1))),
         )
 
     def fit(self, summaries: Iterable[Summary]) -> None:
@@ -191,52 +191,52 @@ class Ethos:
         """Tokens of a shard whose rows are sorted by (subject_id, time), null times first."""
         rows = stages.records(events)
         timeline, static, births = self._parts(rows)
-        code_N = timeline.per_code(self._code_id, np.int64)[timeline.code_N]
-        bin_N = stages.find_bins(timeline, self.breaks, self.settings.num_quantiles)
-        interval_N, repeat_N = SPACING.find(stages.gaps(timeline))
-        one_N = np.ones(len(code_N), np.int8)
-        last_N = np.zeros(len(code_N), bool)
-        if self.settings.timeline_end:
-            last_N[:-1] = timeline.subject_N[1:] != timeline.subject_N[:-1]
-            last_N[-1:] = True
-        end = self.vocabulary.get(END)
-        ids = [
-            self.vocabulary["Q1"] - 1 + bin_N,
-            self.vocabulary[SPACING.names[0]] + interval_N,
-            end * one_N.astype(int),
-        ]
-        often = [repeat_N, one_N, bin_N > 0, last_N]
-        dtype = np.dtype(np.uint16 if len(self.vocabulary) <= 1 << 16 else np.uint32)
-        token, total_N = stages.interleave(list(zip([ids[1], code_N, ids[0], ids[2]], often, strict=True)), dtype)
-        time = np.repeat(timeline.time_N, total_N)
-        if self.settings.timeline_end:
-            # Nobody knows at the time of the last event that it is the last one. Were the token at that time, whoever
-            # cuts a record at `time <= prediction_time` would show it to a prediction made at the last event.
-            time[np.cumsum(total_N)[last_N] - 1] += 1
-        columns = {}
-        if self.settings.value:
-            nothing_N = np.full(len(code_N), np.nan, np.float32)
-            values = [nothing_N, timeline.value_N, nothing_N, nothing_N]
-            columns["value"] = stages.interleave(list(zip(values, often, strict=True)), np.dtype(np.float32))[0]
         size = len(rows.subject_id_S)
-        starts = np.concatenate([[0], np.cumsum(total_N)])
         birth_S = np.full(size, NO_TIME)
         birth_S[births.subject_N[::-1]] = births.time_N[::-1]  # backwards, so that the first birth stays
+        dtype = np.dtype(np.uint16 if len(self.vocabulary) <= 1 << 16 else np.uint32)
         return TokenTable(
             subject_id=rows.subject_id_S,
-            offset=starts[stages.offsets(timeline.subject_N, size)],
-            token=token,
-            time=time,
             birth=birth_S,
-            columns=columns,
+            **self._encode_timeline(timeline, size, dtype),
             **self._encode_static(static, size, dtype),
         )
 
+    def _encode_timeline(self, rows: stages.Records, size: int, dtype: np.dtype) -> dict[str, Any]:
+        """The arrays of a token table that have an entry a token, and where each subject starts."""
+        code_N = rows.per_code(self._code_id, np.int64)[rows.code_N]
+        bin_N = stages.find_bins(rows, self.breaks, self.settings.num_quantiles)
+        interval_N, repeat_N = SPACING.find(stages.gaps(rows))
+        last_N = np.zeros(len(code_N), bool)
+        if self.settings.timeline_end:
+            last_N[:-1] = rows.subject_N[1:] != rows.subject_N[:-1]
+            last_N[-1:] = True
+        ids = [
+            self.vocabulary[SPACING.names[0]] + interval_N,
+            code_N,
+            self.vocabulary["Q1"] - 1 + bin_N,
+            np.full(len(code_N), self.vocabulary.get(END)),
+        ]
+        often = [repeat_N, np.ones(len(code_N), np.int8), bin_N > 0, last_N]
+        token, total_N = stages.interleave(list(zip(ids, often, strict=True)), dtype)
+        end_N = np.cumsum(total_N)
+        time = np.repeat(rows.time_N, total_N)
+        # Nobody knows at the time of the last event that it is the last one. Were TIMELINE_END at that time, whoever
+        # cuts a record at `time <= prediction_time` would show it to a prediction made at the last event.
+        time[end_N[last_N] - 1] += 1
+        columns = {}
+        if self.settings.value:
+            none_N = np.full(len(code_N), np.nan, np.float32)
+            values = [none_N, rows.value_N, none_N, none_N]
+            columns["value"] = stages.interleave(list(zip(values, often, strict=True)), np.dtype(np.float32))[0]
+        offset = np.concatenate([[0], end_N])[stages.offsets(rows.subject_N, size)]
+        return {"offset": offset, "token": token, "time": time, "columns": columns}
+
     def _code_id(self, code: str) -> int:
-        index = self.vocabulary.ids.get(code, UNK)
+        index: int = self.vocabulary.ids.get(code, UNK)
         return index if self.vocabulary.tokens[index].kind == "code" else UNK
 
-    def _encode_static(self, static: stages.Records, size: int, dtype: np.dtype) -> dict[str, np.ndarray]:
+    def _encode_static(self, static: stages.Records, size: int, dtype: np.dtype) -> dict[str, Any]:
         """The static arrays of a token table. A number that is missing says nothing; a new value is unknown."""
         slot_ids = {slot: index for index, slot in enumerate(self.prefix.slots)}
         numeric_C = static.per_code(self.static_breaks.__contains__, bool)
@@ -266,8 +266,8 @@ class Ethos:
     def _static_id(self, code: str) -> int:
         """Token of a static code; for one with numbers that of its first quantile; -1 for a new one."""
         if code in self.static_breaks:
-            return self.vocabulary[f"{code}//Q1"]
-        index = self.vocabulary.ids.get(code, -1)
+            return int(self.vocabulary[f"{code}//Q1"])
+        index: int = self.vocabulary.ids.get(code, -1)
         return index if index >= 0 and self.vocabulary.tokens[index].kind in ("static", "code") else -1
 
     # -- state

@@ -10,19 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import meds
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-
 from ehr_core.errors import DataError, FormatError
 from ehr_core.formats.folder import file_digest
 from ehr_core.formats.tokens import NO_TIME
 from ehr_core.protocols import Executor
+from meds.schema import data_subdirectory, held_out_split, train_split, tuning_split
+
 from ehr_tokenize.plugin import MedsConfig
 
-SPLITS = (meds.train_split, meds.tuning_split, meds.held_out_split)
+SPLITS = (train_split, tuning_split, held_out_split)
 
 
 class MedsSource:
@@ -38,7 +38,7 @@ class MedsSource:
 
     def fingerprint(self) -> Mapping[str, str]:
         """sha256 of every file below ``data`` and ``metadata``, by relative path."""
-        parts = (self.path / meds.data_subdirectory, self.path / "metadata")
+        parts = (self.path / data_subdirectory, self.path / "metadata")
         paths = sorted(path for part in parts for path in part.rglob("*") if path.is_file())
         with ThreadPoolExecutor() as pool:  # hashing releases the GIL
             digests = pool.map(file_digest, paths)
@@ -63,7 +63,7 @@ def shards(folder: Path) -> list[Shard]:
         raise FormatError(f"{folder} is not a folder; expected a MEDS dataset with data/{{{','.join(SPLITS)}}}")
     found = []
     for split in SPLITS:
-        place = folder / meds.data_subdirectory / split
+        place = folder / data_subdirectory / split
         if not place.is_dir():
             raise FormatError(f"{folder} has no split {split!r}: {place} is missing; MEDS needs {', '.join(SPLITS)}")
         paths = sorted(
@@ -80,7 +80,7 @@ def shards(folder: Path) -> list[Shard]:
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return kind in (pa.string(), pa.large_string(), pa.string_view())
 
 
 COLUMNS = {

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
-
 from ehr_core import Component, hookimpl
 from ehr_core.cli import program
+from omegaconf import MISSING
+
 from ehr_tokenize.synthetic.settings import SyntheticConfig
 
 
@@ -50,7 +50,7 @@ class TokenizeConfig:
     output: str = MISSING
     """Folder to make; it must not exist yet, or be empty."""
     fitted: str | None = None
-    """Folder with a fitted tokenizer (a token store, or RUN/tokenizer) to use as it is; ``tokenizer`` is then ignored."""
+    """Folder with a fitted tokenizer (a token store, or RUN/tokenizer) to use unchanged instead of ``tokenizer``."""
 
 
 @hookimpl

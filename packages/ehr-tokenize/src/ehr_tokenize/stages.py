@@ -1,8 +1,8 @@
 """Building blocks of tokenizers: columnar operations on the events of one shard. No loop runs over events or subjects.
 
 Shapes: N rows (events), S subjects, C distinct codes, Q quantiles, T tokens. A tokenizer is a few calls: `records`
-makes arrays of the events, `Records.where` filters, `gaps` and `Spacing` turn time into tokens, `count` and `merge` fit,
-`find_bins` turns numbers into quantiles, and `interleave` weaves everything into one timeline.
+makes arrays of the events, `Records.where` filters, `gaps` and `Spacing` turn time into tokens, `count` and `merge`
+fit, `find_bins` turns numbers into quantiles, and `interleave` weaves everything into one timeline.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import polars as pl
-
 from ehr_core.formats.tokens import NO_TIME
 
 
@@ -23,7 +22,7 @@ class Records:
     subject_id_S: np.ndarray
     """int64, ascending; every subject of the shard, also one that has lost all rows to `where`."""
     names_C: list[str]
-    """Codes; some may have no row."""
+    """Codes in no order; after `where` some may have no row."""
     subject_N: np.ndarray
     """int64 index into ``subject_id_S``."""
     time_N: np.ndarray
@@ -46,6 +45,9 @@ class Records:
 def records(events: pl.DataFrame) -> Records:
     """Arrays of a frame with subject_id, time, code and numeric_value that is sorted as MEDS wants it."""
     codes = events["code"].cast(pl.Categorical)
+    distinct = codes.unique()
+    dense = np.zeros(int(distinct.to_physical().max() or 0) + 1, np.uint32)  # type: ignore[call-overload]
+    dense[distinct.to_physical().to_numpy()] = np.arange(len(distinct))
     value_N = events["numeric_value"].cast(pl.Float32).fill_null(float("nan")).to_numpy()
     finite_N = np.isfinite(value_N)
     id_N = events["subject_id"].to_numpy()
@@ -53,10 +55,10 @@ def records(events: pl.DataFrame) -> Records:
     np.not_equal(id_N[1:], id_N[:-1], out=new_N[1:])
     return Records(
         subject_id_S=id_N[new_N],
-        names_C=codes.cat.get_categories().to_list(),
+        names_C=distinct.cast(pl.String).to_list(),
         subject_N=np.cumsum(new_N) - 1,
         time_N=events["time"].to_physical().fill_null(NO_TIME).to_numpy(),
-        code_N=codes.to_physical().to_numpy(),
+        code_N=dense[codes.to_physical().to_numpy()],
         value_N=value_N if finite_N.all() else np.where(finite_N, value_N, np.float32("nan")),
     )
 
@@ -94,13 +96,12 @@ class Spacing:
     def measure(self, gap_N: np.ndarray) -> list[tuple[int, int, int]]:
         """Per token: how many, whole seconds and microseconds that they stand for. Exact, so that shards add up."""
         index_N, count_N = self.find(gap_N)
-        found = []
-        for token in range(len(self.names)):
-            chosen = index_N == token
-            gap = gap_N[chosen]
-            # Seconds and rest apart: a sum of microseconds over many long lives would overflow int64.
-            found.append((int(count_N[chosen].sum()), int((gap // 1_000_000).sum()), int((gap % 1_000_000).sum())))
-        return found
+        at = np.flatnonzero(index_N >= 0)
+        # Seconds and rest apart: a sum of microseconds over many long lives would overflow int64. Float64 weights are
+        # exact here, as sums stay below 2**53.
+        weights = (count_N[at], gap_N[at] // 1_000_000, gap_N[at] % 1_000_000)
+        sums = [np.bincount(index_N[at], weight, len(self.names)).astype(np.int64).tolist() for weight in weights]
+        return list(zip(*sums, strict=True))
 
     def estimates(self, measured: Sequence[list[tuple[int, int, int]]]) -> dict[str, float]:
         """Mean seconds per token over all shards; one that never occurred stands for the middle of its range."""
@@ -213,18 +214,17 @@ def interleave(parts: Sequence[tuple[np.ndarray, np.ndarray]], dtype: np.dtype) 
 
     Each part is (item_N, count_N). Returns the sequence (T,) and (N,) how many items each event has.
     """
-    total_N = np.sum([count_N for _, count_N in parts], axis=0, dtype=np.int64)
+    total_N = np.asarray(np.sum([count_N for _, count_N in parts], axis=0, dtype=np.int64))
     end_N = np.cumsum(total_N)
     woven = np.empty(int(end_N[-1]) if len(end_N) else 0, dtype)
     next_N = end_N - total_N
     for item_N, count_N in parts:
         at = np.flatnonzero(count_N)
-        often = count_N[at].astype(np.int64)
-        place = np.repeat(next_N[at], often)
-        if len(place) > len(at):
+        item, place, often = item_N[at], next_N[at], count_N[at].astype(np.int64)
+        if often.max(initial=0) > 1:
             start = np.cumsum(often) - often
-            place += np.arange(len(place)) - np.repeat(start, often)
-        woven[place] = np.repeat(item_N[at], often)
+            item, place = np.repeat(item, often), np.repeat(place - start, often) + np.arange(often.sum())
+        woven[place] = item
         next_N = next_N + count_N
     return woven, total_N
 
