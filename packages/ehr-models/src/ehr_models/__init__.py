@@ -1,0 +1,1 @@
+"""Networks and objectives of the ehr workbench. Importing this imports no torch."""

@@ -1,0 +1,231 @@
+"""What all networks of this package share: safe loading, a padded tied vocabulary, checks of the input.
+
+Shapes: B rows, T positions, D width, V vocabulary, P rows of the embedding table (V padded to a multiple of 64).
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ehr_core.errors import ConfigError, DataError, FormatError
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils.generic import ModelOutput
+
+from ehr_models.attention import SelfAttention
+from ehr_models.blocks import MLP, Embeddings
+from ehr_models.layout import positions_of
+
+PAD, BOS, EOS = 0, 1, 2
+
+
+@dataclass
+class EhrOutput(ModelOutput):
+    """What a network returns."""
+
+    last_hidden_state: Tensor | None = None
+    """(B, T, D), after the last norm."""
+    losses: dict[str, tuple[Tensor, Tensor]] | None = None
+    """Auxiliary losses by name, weighted, as (sum, count); empty for a network that has none."""
+
+
+def padded_rows(vocabulary_size: int, multiple: int) -> int:
+    """V rounded up to a multiple."""
+    return math.ceil(vocabulary_size / multiple) * multiple
+
+
+class EhrConfig(PretrainedConfig):
+    """Shape of a transformer, in Hugging Face's names. ``vocab_size`` is V, without the padded rows."""
+
+    def __init__(
+        self,
+        vocab_size: int = 64,
+        hidden_size: int = 96,
+        num_hidden_layers: int = 3,
+        num_attention_heads: int = 4,
+        intermediate_size: int = 384,
+        max_position_embeddings: int = 256,
+        dropout: float = 0.0,
+        layer_norm_eps: float = 1e-5,
+        initializer_range: float = 0.02,
+        pad_vocab_to_multiple_of: int = 64,
+        **kwargs: Any,
+    ):
+        if vocab_size < 1 or hidden_size % num_attention_heads:
+            raise ConfigError(
+                f"a model of width {hidden_size} with {num_attention_heads} heads and {vocab_size} tokens cannot be: "
+                "the width must be a multiple of the heads and the vocabulary must not be empty"
+            )
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.max_position_embeddings = max_position_embeddings
+        self.dropout = dropout
+        self.layer_norm_eps = layer_norm_eps
+        self.initializer_range = initializer_range
+        self.pad_vocab_to_multiple_of = pad_vocab_to_multiple_of
+        special = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "tie_word_embeddings": True}
+        super().__init__(**(special | kwargs))
+
+
+class EhrModel(PreTrainedModel):
+    """Base of the networks. A subclass has ``embeddings.token``, the table that the output layer shares."""
+
+    config_class = EhrConfig
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["Block"]  # noqa: RUF012 - transformers' own spelling
+    causal: bool
+    embeddings: Embeddings
+
+    @property
+    def num_rows(self) -> int:
+        """P, rows of the embedding table."""
+        return padded_rows(self.config.vocab_size, self.config.pad_vocab_to_multiple_of)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token table."""
+        return self.embeddings.token
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token table, and with it the output layer."""
+        assert isinstance(value, nn.Embedding)
+        self.embeddings.token = value
+
+    def get_output_embeddings(self) -> None:
+        """None: the output layer is the token table itself, so there is nothing to tie or to save twice."""
+        return
+
+    def lm_logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) to (..., P); padded ids are at minus infinity, so that they are never predicted or sampled."""
+        weight_PD = self.get_input_embeddings().weight
+        V = self.config.vocab_size
+        P = weight_PD.shape[0]
+        if P == V:
+            return functional.linear(hidden, weight_PD)
+        # As a bias of the product this costs nothing, where writing into the logits would copy their gradient.
+        bias_P = weight_PD.new_zeros(P)
+        bias_P[V:] = -torch.inf
+        return functional.linear(hidden, weight_PD, bias_P)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """GPT-2's: normal with 0.02; what writes to the residual stream is scaled by the number of writers."""
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, SelfAttention | MLP):
+            last = module.o_proj if isinstance(module, SelfAttention) else module.down_proj
+            init.normal_(last.weight, mean=0.0, std=std / math.sqrt(2 * self.config.num_hidden_layers))
+
+    @torch.no_grad()
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = False
+    ) -> nn.Embedding:
+        """Make the vocabulary ``new_num_tokens`` long. Rows that stay keep every bit; new ones are drawn as at first.
+
+        ``mean_resizing`` is there for callers that know transformers' signature and must be False.
+        """
+        table = self.get_input_embeddings()
+        if new_num_tokens is None and pad_to_multiple_of is None:
+            return table
+        if mean_resizing:
+            raise ConfigError(
+                "mean_resizing=True is not supported: new rows are drawn with the standard deviation 0.02"
+            )
+        if pad_to_multiple_of is not None:
+            self.config.pad_vocab_to_multiple_of = pad_to_multiple_of
+        kept = min(self.config.vocab_size, new_num_tokens or self.config.vocab_size)
+        self.config.vocab_size = new_num_tokens or self.config.vocab_size
+        old_PD = table.weight
+        new_PD = old_PD.new_empty(self.num_rows, old_PD.shape[1]).normal_(0.0, self.config.initializer_range)
+        new_PD[:kept] = old_PD[:kept]
+        table.weight = nn.Parameter(new_PD, requires_grad=old_PD.requires_grad)
+        table.num_embeddings = self.num_rows
+        return table
+
+    def prepare(
+        self, token_BT: Tensor, position_BT: Tensor | None, segment_BT: Tensor | None, mask_BT: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Positions (B, T), and segments (B, T) or None for rows that are each one whole segment; the input is checked.
+
+        ``mask_BT`` is Hugging Face's attention mask, 1 for a token and 0 for padding; it counts where there are no
+        segments, and positions then count tokens, wherever the padding is. Raises DataError.
+        """
+        if segment_BT is None and mask_BT is not None:
+            if mask_BT.shape != token_BT.shape:
+                raise DataError(
+                    f"attention_mask is {tuple(mask_BT.shape)}; expected {tuple(token_BT.shape)} of 1 and 0"
+                )
+            segment_BT = mask_BT.long()
+            if position_BT is None:
+                position_BT = (segment_BT.cumsum(1) - 1).clamp_min(0)
+        if position_BT is None and segment_BT is not None:
+            position_BT = positions_of(segment_BT)
+        elif position_BT is None:
+            T = token_BT.shape[1]
+            self._check_position(T - 1)
+            position_BT = torch.arange(T, device=token_BT.device).expand(token_BT.shape)
+        # Elsewhere a look at the values would wait for the device, and its embedding kernel checks them itself.
+        if token_BT.device.type == "cpu" and token_BT.numel():
+            self._check_tokens(token_BT)
+            self._check_position(int(position_BT.max()))
+        return position_BT, segment_BT
+
+    def _check_tokens(self, token_BT: Tensor) -> None:
+        V = self.config.vocab_size
+        low, high = (int(value) for value in token_BT.aminmax())
+        if low < 0 or high >= V:
+            raise DataError(
+                f"a batch holds token id {low if low < 0 else high}, but the model knows ids 0 to {V - 1}: its tokens "
+                "were made with another vocabulary; tokenize with the one that the model was trained with"
+            )
+
+    def _check_position(self, highest: int) -> None:
+        limit = self.config.max_position_embeddings
+        if highest >= limit:
+            raise DataError(
+                f"a batch goes to position {highest}, but the model has positions 0 to {limit - 1}: "
+                f"cut windows to {limit} tokens, or train with a larger model.context_length"
+            )
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Load what `save_pretrained` wrote; ``vocab_size=V`` asks for a model of that vocabulary.
+
+        Nothing is fetched unless ``local_files_only=False`` says so. Raises FormatError when the vocabulary is another
+        or tensors are missing, foreign or of another shape: transformers would start those at random.
+        """
+        kwargs.setdefault("local_files_only", True)
+        stored = cls.config_class.from_pretrained(path, local_files_only=kwargs["local_files_only"])
+        given = kwargs.get("config")
+        wanted = kwargs.pop("vocab_size", stored.vocab_size if given is None else given.vocab_size)
+        if wanted != stored.vocab_size:
+            raise FormatError(
+                f"{path} is a model of a vocabulary of {stored.vocab_size} tokens, not {wanted}: use its own run's "
+                "tokenizer, or load it as it is and call resize_token_embeddings"
+            )
+        wants_report = kwargs.pop("output_loading_info", False)
+        kwargs["ignore_mismatched_sizes"] = True  # so that it is reported here, with the others
+        loaded: Any = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        model, report = loaded
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if names := sorted(str(key[0] if isinstance(key, tuple) else key) for key in report[what]):
+                raise FormatError(
+                    f"{path} does not fit its config.json: {len(names)} {what.replace('_keys', '')} tensors, "
+                    f"the first is {names[0]}; save the model again from where it was trained"
+                )
+        return (model, report) if wants_report else model
