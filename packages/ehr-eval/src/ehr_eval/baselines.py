@@ -19,30 +19,39 @@ class Logistic:
         self.settings = settings
 
     def fit(self, train_NF: np.ndarray, label_N: np.ndarray, tuning_MF: np.ndarray, tuning_M: np.ndarray) -> None:
-        """Fit on train; the penalty is the one with the lowest log loss on tuning (the middle one without tuning)."""
+        """Fit on train; the penalty is the one with the lowest log loss on tuning (the middle one without tuning).
+
+        Penalties are tried from the strongest down, each from the solution of the one before, until two in a row
+        are worse than the best.
+        """
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
-        from sklearn.metrics import log_loss
 
         self._fit_columns(train_NF)
-        train, tuning = self._columns(train_NF), self._columns(tuning_MF)
+        train = self._columns(train_NF)
         strengths = sorted(self.settings.strengths)
         if not len(tuning_M):
             strengths = [strengths[len(strengths) // 2]]
-        best = np.inf
+        model = LogisticRegression(max_iter=self.settings.max_iter, warm_start=True)
+        best, worse = np.inf, 0
         for strength in strengths:
-            model = LogisticRegression(C=strength, max_iter=self.settings.max_iter)
+            model.set_params(C=strength)
             with warnings.catch_warnings():
                 # A fit that stops early is one more candidate; the tuning split judges it.
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 model.fit(train, label_N)
-            loss = log_loss(tuning_M, model.predict_proba(tuning)[:, 1], labels=[False, True]) if len(tuning_M) else 0.0
-            if loss < best:
-                best, self.model, self.strength = loss, model, strength
+            weight_F, bias = model.coef_[0].astype(np.float64), float(model.intercept_[0])
+            loss = _log_loss(tuning_M, self._columns(tuning_MF) @ weight_F + bias) if len(tuning_M) else 0.0
+            worse = 0 if loss < best else worse + 1
+            if not worse:
+                best, self.strength, self.weight_F, self.bias = loss, strength, weight_F, bias
+            elif worse == 2:
+                break
 
     def predict_proba(self, features_NF: np.ndarray) -> np.ndarray:
         """Probability (N,) of the positive class."""
-        return np.asarray(self.model.predict_proba(self._columns(features_NF))[:, 1], np.float64)
+        logit_N = self._columns(features_NF) @ self.weight_F + self.bias
+        return np.exp(-np.logaddexp(0.0, -logit_N))
 
     def _fit_columns(self, train_NF: np.ndarray) -> None:
         """Everything that is fitted before the regression, from the train split."""
@@ -70,3 +79,8 @@ class Logistic:
 
     def _columns(self, features_NF: np.ndarray) -> np.ndarray:
         return np.asarray((self._fill(features_NF) - self.mean_F) / self.scale_F)
+
+
+def _log_loss(label_N: np.ndarray, logit_N: np.ndarray) -> float:
+    """Mean negative log likelihood of logits."""
+    return float(np.mean(np.logaddexp(0.0, np.where(label_N, -logit_N, logit_N))))

@@ -94,6 +94,7 @@ def find(folder: Path) -> list[Found]:
 def read_sample(founds: list[Found], split: str) -> Sample:
     """The rows of one task. Raises DataError when predictors do not have the same rows with the same labels."""
     probabilities: dict[str, np.ndarray] = {}
+    truth: dict[str, np.ndarray] = {}
     first: pl.DataFrame | None = None
     for found in founds:
         frame = pl.from_arrow(read_predictions(found.path / FILE))
@@ -114,9 +115,10 @@ def read_sample(founds: list[Found], split: str) -> Sample:
                 "compared on the same rows and labels: predict both from one labels folder"
             )
         probabilities[found.predictor] = frame["predicted_boolean_probability"].to_numpy()
-        if TRUTH in frame.columns and CEILING not in probabilities and not frame[TRUTH].null_count() and len(frame):
-            probabilities[CEILING] = frame[TRUTH].cast(pl.Float64).to_numpy()
+        if TRUTH in frame.columns and not frame[TRUTH].null_count() and len(frame):
+            truth = {CEILING: frame[TRUTH].cast(pl.Float64).to_numpy()}
     assert first is not None
+    probabilities |= truth
     return Sample(first["boolean_value"].to_numpy(), first["subject_id"].to_numpy(), probabilities)
 
 
@@ -147,7 +149,7 @@ def evaluate(settings: EvaluateConfig) -> None:
         "made_by": sorted(made_by),
         "settings": {key: plain[key] for key in ("num_bootstrap", "confidence", "seed", "split")},
         "inputs": {"predictions": digest_of(inputs)},
-        "metrics": {name: {"higher_is_better": bool(m.higher_is_better)} for name, m in metrics.items()},
+        "metrics": [{"name": n, "higher_is_better": bool(m.higher_is_better)} for n, m in metrics.items()],
         "scores": scores,
         "differences": differences,
         "ceilings": ceilings,

@@ -11,6 +11,8 @@ WIDTH, HEIGHT = 380, 310
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 44
 COLOURS = 8
 """Classes ``c0`` ... that the style sheet colours; further series repeat them with other dashes."""
+NEUTRAL = -1
+"""The colour of what is no predictor, such as the ceiling."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def _axes(place, x_range, y_range, x_label: str, y_label: str) -> list[str]:  # 
 
 
 def _class(colour: int) -> str:
+    if colour == NEUTRAL:
+        return "neutral d1"
     return f"c{colour % COLOURS} d{colour // COLOURS % 3}"
 
 

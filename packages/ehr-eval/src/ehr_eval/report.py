@@ -17,11 +17,12 @@ import numpy as np
 from ehr_core.errors import FormatError
 from ehr_core.formats.folder import read_json
 from ehr_core.formats.run import Run
+from ehr_core.formats.tables import SPLITS
 
 from ehr_eval import curves
 from ehr_eval.dataset import output_folder
 from ehr_eval.evaluate import CEILING, SCORES, SCORES_VERSION, Found, Sample, find, read_sample
-from ehr_eval.figures import Series, figure
+from ehr_eval.figures import NEUTRAL, Series, figure
 from ehr_eval.plugin import ReportConfig
 
 LIBRARIES = ("ehr-core", "ehr-eval", "numpy", "polars", "pyarrow", "scikit-learn")
@@ -95,7 +96,8 @@ def _head(settings: ReportConfig, scores: dict[str, Any]) -> str:
     used = scores["settings"]
     return (
         f"<h1>{escape(settings.title)}</h1><p class=soft>Split <code>{escape(used['split'])}</code>. Brackets hold "
-        f"{used['confidence']:.0%} intervals from {used['num_bootstrap']:,} resamples of subjects.</p>"
+        f"{used['confidence']:.0%} intervals from {used['num_bootstrap']:,} resamples of subjects; the best value of a "
+        "column is shaded, which does not make it better than its neighbours: see the differences.</p>"
     )
 
 
@@ -124,10 +126,10 @@ def _task(task: str, members: list[Found], scores: dict[str, Any]) -> str:
 def _summary(task: str, sample: Sample, scores: dict[str, Any]) -> str:
     rows = {(r["predictor"], r["metric"]): r for r in scores["scores"] if r["task"] == task}
     shares = {r["predictor"]: r for r in scores["ceilings"] if r["task"] == task}
-    metrics = list(scores["metrics"])
+    metrics = [facts["name"] for facts in scores["metrics"]]
     names = [name for name in sample.probabilities if name != CEILING]
     best = {}
-    for metric, facts in scores["metrics"].items():
+    for metric, facts in zip(metrics, scores["metrics"], strict=True):
         known = [n for n in names if rows.get((n, metric), {}).get("value") is not None]
         sign = 1 if facts["higher_is_better"] else -1
         best[metric] = (
@@ -143,7 +145,7 @@ def _summary(task: str, sample: Sample, scores: dict[str, Any]) -> str:
             line.append(number(shares.get(name), percent=True))
         lines.append(line)
         classes.append("ceiling" if name == CEILING else "")
-    arrows = {m: "↑" if f["higher_is_better"] else "↓" for m, f in scores["metrics"].items()}
+    arrows = {facts["name"]: "↑" if facts["higher_is_better"] else "↓" for facts in scores["metrics"]}
     heads = ["Predictor", *(f"{NAMES.get(m, m)} {arrows[m]}" for m in metrics), "ECE ↓"]
     heads += ["Share of the way from 0.5 to the ceiling's AUROC"] if shares else []
     positives, count = int(sample.label_N.sum()), len(sample.label_N)
@@ -174,7 +176,8 @@ def _figures(sample: Sample) -> str:
     label_N = sample.label_N
     lines: dict[str, list[Series]] = {"roc": [], "pr": [], "calibration": []}
     top = 0.0
-    for colour, (name, probability_N) in enumerate(sample.probabilities.items()):
+    for place, (name, probability_N) in enumerate(sample.probabilities.items()):
+        colour = NEUTRAL if name == CEILING else place
         lines["roc"].append(Series(name, *curves.roc(label_N, probability_N), colour))
         lines["pr"].append(Series(name, *curves.precision_recall(label_N, probability_N), colour))
         bins = curves.reliability(label_N, probability_N)
@@ -223,7 +226,7 @@ def _facts(members: list[Found]) -> str:
     if content is None:
         return ""
     rows = []
-    for split, facts in content["splits"].items():
+    for split, facts in sorted(content["splits"].items(), key=lambda item: SPLITS.index(item[0])):
         share = "&ndash;" if facts["prevalence"] is None else f"{facts['prevalence']:.1%}"
         cells = [f"{facts['rows']:,}", f"{facts['subjects']:,}", f"{facts['positives']:,}", share]
         rows.append([escape(split), *(f'<td class="number">{cell}</td>' for cell in cells)])
