@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ehr_core import Component, cli, hookimpl
-from omegaconf import MISSING
+
+MISSING: Any = "???"  # a value that has to be given, as omegaconf spells it; importing it would slow every command
 
 
 @dataclass
