@@ -34,14 +34,15 @@ def decades(age_N: np.ndarray) -> np.ndarray:
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """Logistic function; arguments here are small."""
-    return 1.0 / (1.0 + np.exp(-x))
+    result: np.ndarray = 1.0 / (1.0 + np.exp(-x))
+    return result
 
 
 def disease_probability(d: int, age_N: np.ndarray, male_N: np.ndarray, disease_ND: np.ndarray) -> np.ndarray:
     """(N,) probability at first admission of disease d, given those before it in the list."""
     disease = params.DISEASES[d]
-    logit = math.log(disease.prevalence / (1 - disease.prevalence))
-    logit = logit + disease.age_slope * decades(age_N) + disease.male * male_N
+    base = math.log(disease.prevalence / (1 - disease.prevalence))
+    logit: np.ndarray = base + disease.age_slope * decades(age_N) + disease.male * male_N
     for parent, weight in disease.parents.items():
         logit = logit + weight * disease_ND[:, NAMES.index(parent)]
     return sigmoid(logit)
@@ -91,29 +92,31 @@ class Laws:
     def death_rate(self, stay: Stay) -> np.ndarray:
         """(N, S) hazard of death in hospital."""
         ratio = np.exp(params.DEATH_AGE * decades(stay.age_N) + stay.disease_ND @ effects("death"))
-        return self.mortality_scale * ratio[:, None] * np.array(params.DEATH_PER_DAY)
+        rate: np.ndarray = self.mortality_scale * ratio[:, None] * np.array(params.DEATH_PER_DAY)
+        return rate
 
     def return_score(self, stay: Stay, destination_N: np.ndarray) -> np.ndarray:
         """(N,) visible part of the log hazard ratio of readmission."""
-        score = params.READMISSION_AGE * decades(stay.age_N) + stay.disease_ND @ effects("readmission")
+        score: np.ndarray = params.READMISSION_AGE * decades(stay.age_N) + stay.disease_ND @ effects("readmission")
         score = score + np.array([kind[3] for kind in params.ADMISSIONS])[stay.kind_N]
         score = score + np.array([place[2] for place in params.DESTINATIONS])[destination_N]
-        return score + params.READMISSION_PREVIOUS * np.minimum(stay.previous_N, params.PREVIOUS_CAP)
+        score += params.READMISSION_PREVIOUS * np.minimum(stay.previous_N, params.PREVIOUS_CAP)
+        return score
 
     def readmission_rate(self, stay: Stay, destination_N: np.ndarray) -> np.ndarray:
         """(N, S) hazard of admission during the first 30 days after a discharge."""
         score_NS = self.return_score(stay, destination_N)[:, None] + np.array(params.READMISSION_SEVERITY)
-        return self.readmission_scale * params.READMISSION_PER_DAY * np.exp(score_NS)
+        rate: np.ndarray = self.readmission_scale * params.READMISSION_PER_DAY * np.exp(score_NS)
+        return rate
 
     def late_rate(self, stay: Stay, destination_N: np.ndarray) -> np.ndarray:
         """(N,) hazard of admission from day 30 on."""
-        return params.LATE_PER_DAY * np.exp(0.5 * self.return_score(stay, destination_N))
+        return np.asarray(params.LATE_PER_DAY * np.exp(0.5 * self.return_score(stay, destination_N)))
 
     def home_death_rate(self, stay: Stay) -> np.ndarray:
         """(N,) hazard of death out of hospital."""
-        return params.HOME_DEATH_PER_DAY * np.exp(
-            params.HOME_DEATH_AGE * decades(stay.age_N) + stay.disease_ND @ effects("home_death")
-        )
+        score_N = params.HOME_DEATH_AGE * decades(stay.age_N) + stay.disease_ND @ effects("home_death")
+        return np.asarray(params.HOME_DEATH_PER_DAY * np.exp(score_N))
 
 
 def pattern(a: int, disease_ND: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ SEVERITIES = 4
 
 @dataclass(frozen=True)
 class Disease:
-    """A chronic disease. Log odds at first admission: logit(prevalence) + age_slope (age - 65) / 10 + male + parents."""
+    """A chronic disease; log odds at first admission: logit(prevalence) + age_slope (age - 65)/10 + male + parents."""
 
     name: str
     prevalence: float

@@ -14,7 +14,7 @@ from ehr_core.errors import DataError
 
 from ehr_tokenize.synthetic import parameters as params
 from ehr_tokenize.synthetic import truth
-from ehr_tokenize.synthetic.codes import BIRTH, plain_code
+from ehr_tokenize.synthetic.codes import BIRTH, DEATH, plain_code
 from ehr_tokenize.synthetic.laws import DAY, YEAR, Laws, Stay, grid_index, laws, pattern
 from ehr_tokenize.synthetic.settings import SyntheticConfig
 
@@ -101,6 +101,31 @@ def _log_likelihood(rules: Laws, current: list[Event], disease_ND: np.ndarray) -
     return total
 
 
+def visible(events: Any, task: str, prediction_time: datetime, rules: Laws) -> truth.Visible:
+    """What the record shows at the prediction time, as one prediction point. Raises as `true_probability` does."""
+    if task not in truth.TASKS:
+        raise DataError(f"no truth is known of task {task!r}; there is {' and '.join(truth.TASKS)}")
+    known = visible_events(events, prediction_time)
+    current = _last_stay(known)
+    stay, time = _stay(known, current), seconds(prediction_time)
+    gone = [event for event in current if event.code.startswith(DISCHARGE)]
+    over = bool(gone) or any(event.code == DEATH for event in current)
+    where = None
+    if task == truth.MORTALITY and (over or time - current[0].time < params.DISCHARGE_FROM_HOURS * 3600):
+        raise DataError(f"{task} asks of a patient who has been in hospital for 12 h and was not discharged")
+    if task == truth.READMISSION:
+        if not gone or gone[-1].time != time:
+            raise DataError(f"{task} asks at the time of a discharge")
+        where = np.array([_suffix(gone[-1].code, DISCHARGE, DESTINATION_OF)])
+    return truth.Visible(
+        stay,
+        admission_N=np.array([current[0].time]),
+        time_N=np.array([time]),
+        log_likelihood_NS=_log_likelihood(rules, current, stay.disease_ND),
+        destination_N=where,
+    )
+
+
 def true_probability(events: Any, task: str, prediction_time: datetime, settings: SyntheticConfig) -> float:
     """P(label | everything in the record at or before the prediction time).
 
@@ -108,20 +133,7 @@ def true_probability(events: Any, task: str, prediction_time: datetime, settings
     at. ``task`` is ``in_hospital_mortality`` (the patient is in hospital, 24 h after admission; any time from 12 h on
     is possible) or ``readmission_30d`` (the prediction time is that of a discharge). Raises DataError otherwise.
     """
-    if task not in truth.TASKS:
-        raise DataError(f"no truth is known of task {task!r}; there is {' and '.join(truth.TASKS)}")
     rules = laws(settings)
-    known = visible_events(events, prediction_time)
-    current = _last_stay(known)
-    stay, time = _stay(known, current), seconds(prediction_time)
-    gone = [event for event in current if event.code.startswith(DISCHARGE)]
-    likelihood = _log_likelihood(rules, current, stay.disease_ND)
-    admission = np.array([current[0].time])
-    if task == truth.MORTALITY:
-        if gone or time - current[0].time < params.DISCHARGE_FROM_HOURS * 3600:
-            raise DataError(f"{task} asks of a patient who has been in hospital for 12 h and was not discharged")
-        return float(truth.mortality(rules, truth.Visible(stay, admission, np.array([time]), likelihood))[0])
-    if not gone or gone[-1].time != time:
-        raise DataError(f"{task} asks at the time of a discharge")
-    where = np.array([_suffix(gone[-1].code, DISCHARGE, DESTINATION_OF)])
-    return float(truth.readmission(rules, truth.Visible(stay, admission, np.array([time]), likelihood, where))[0])
+    seen = visible(events, task, prediction_time, rules)
+    law = truth.mortality if task == truth.MORTALITY else truth.readmission
+    return float(law(rules, seen)[0])

@@ -68,7 +68,7 @@ def choose(rng: np.random.Generator, probability_NK: np.ndarray) -> np.ndarray:
     """(N,) one category a row."""
     cumulative = np.cumsum(probability_NK, axis=-1)
     drawn = rng.random(len(probability_NK))[:, None] * cumulative[:, -1:]
-    return (drawn >= cumulative[:, :-1]).sum(axis=1)
+    return np.asarray((drawn >= cumulative[:, :-1]).sum(axis=1))
 
 
 def share(rng: np.random.Generator, shares: tuple[float, ...], count: int) -> np.ndarray:
@@ -78,7 +78,13 @@ def share(rng: np.random.Generator, shares: tuple[float, ...], count: int) -> np
 
 def minutes(days_N: np.ndarray) -> np.ndarray:
     """Whole minutes, rounded up, at least one; infinity becomes a time beyond any study."""
-    return np.clip(np.ceil(np.minimum(days_N, 1e6) * 1440), 1, None).astype(np.int64)
+    whole: np.ndarray = np.maximum(np.ceil(np.minimum(days_N, 1e6) * 1440), 1).astype(np.int64)
+    return whole
+
+
+def age_at(subjects: Subjects, who: np.ndarray, time_N: np.ndarray) -> np.ndarray:
+    """(N,) age in years."""
+    return np.asarray((time_N - subjects.birth_M[who]) / YEAR)
 
 
 def draw_subjects(rng: np.random.Generator, laws: Laws, count: int) -> Subjects:
@@ -152,7 +158,7 @@ def _draw_round(
     count = len(who)
     kind = share(rng, tuple(k[1] for k in params.ADMISSIONS), count)
     stay = Stay(
-        age_N=(admission - subjects.birth_M[who]) / YEAR,
+        age_N=age_at(subjects, who, admission),
         disease_ND=disease_ND,
         kind_N=kind,
         reason_N=draw_reasons(rng, kind),
@@ -189,8 +195,3 @@ def draw_stays(rng: np.random.Generator, laws: Laws, subjects: Subjects) -> Stay
         new_ND = draw_onsets(rng, age, subjects.male_M[who], disease_ND, years)
         disease_ND = disease_ND | new_ND
     return Stays(**{f.name: np.concatenate([getattr(r, f.name) for r in rounds]) for f in fields(Stays)})
-
-
-def age_at(subjects: Subjects, who: np.ndarray, time_N: np.ndarray) -> np.ndarray:
-    """(N,) age in years."""
-    return (time_N - subjects.birth_M[who]) / YEAR

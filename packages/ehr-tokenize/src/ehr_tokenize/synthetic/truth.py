@@ -37,12 +37,14 @@ class Visible:
 def signals_log_likelihood(seen_NG: np.ndarray) -> np.ndarray:
     """(N, S) log probability that exactly these signals of the first hours were seen."""
     p_GS = np.array([signal.probability for signal in params.SIGNALS])
-    return seen_NG @ np.log(p_GS) + (~seen_NG) @ np.log1p(-p_GS)
+    log_NS: np.ndarray = seen_NG @ np.log(p_GS) + (~seen_NG) @ np.log1p(-p_GS)
+    return log_NS
 
 
 def _weights(log_NS: np.ndarray) -> np.ndarray:
-    weight = np.exp(log_NS - log_NS.max(axis=1, keepdims=True))
-    return weight / weight.sum(axis=1, keepdims=True)
+    weight: np.ndarray = np.exp(log_NS - log_NS.max(axis=1, keepdims=True))
+    weight /= weight.sum(axis=1, keepdims=True)
+    return weight
 
 
 def severity_posterior(laws: Laws, visible: Visible) -> np.ndarray:
@@ -67,7 +69,7 @@ def mortality(laws: Laws, visible: Visible) -> np.ndarray:
     death = laws.death_rate(visible.stay)
     either = death + np.array(params.DISCHARGE_PER_DAY)
     outcome = death / either * -np.expm1(-either * left)
-    return (severity_posterior(laws, visible) * outcome).sum(axis=1)
+    return np.asarray((severity_posterior(laws, visible) * outcome).sum(axis=1))
 
 
 def readmission(laws: Laws, visible: Visible) -> np.ndarray:
@@ -76,4 +78,4 @@ def readmission(laws: Laws, visible: Visible) -> np.ndarray:
     back = laws.readmission_rate(visible.stay, visible.destination_N)
     either = back + laws.home_death_rate(visible.stay)[:, None]
     outcome = back / either * -np.expm1(-either * params.READMISSION_DAYS)
-    return (severity_posterior(laws, visible) * outcome).sum(axis=1)
+    return np.asarray((severity_posterior(laws, visible) * outcome).sum(axis=1))

@@ -1,0 +1,211 @@
+"""The truth of the synthetic cohort: calibrated, computed from the visible record alone, right by simulation."""
+
+import datetime as dt
+
+import numpy as np
+import polars as pl
+import pytest
+from ehr_core.errors import DataError
+from ehr_tokenize.synthetic import SyntheticConfig, true_probability
+from ehr_tokenize.synthetic import parameters as params
+from ehr_tokenize.synthetic.events import draw_shard
+from ehr_tokenize.synthetic.laws import laws
+from ehr_tokenize.synthetic.record import visible
+from ehr_tokenize.synthetic.truth import severity_posterior
+
+MORTALITY, READMISSION = TASKS = ("in_hospital_mortality", "readmission_30d")
+DAY = dt.timedelta(days=1)
+
+
+@pytest.fixture(scope="module")
+def large():
+    """Labels of 30,000 subjects by task: (boolean, true probability)."""
+    shards = [draw_shard(SyntheticConfig(seed=11), index, 10_000, 1).labels for index in range(3)]
+    return {
+        task: tuple(
+            np.concatenate([shard[task][name].to_numpy(zero_copy_only=False) for shard in shards])
+            for name in ("boolean_value", "true_probability")
+        )
+        for task in TASKS
+    }
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_labels_occur_as_often_as_the_truth_says(large, task):
+    label, p = large[task]
+    assert len(p) > 50_000
+    for part in np.array_split(np.argsort(p, kind="stable"), 10):
+        error = np.sqrt((p[part] * (1 - p[part])).sum()) / len(part)
+        assert abs(label[part].mean() - p[part].mean()) < 4 * error
+
+
+def auroc(label: np.ndarray, score: np.ndarray) -> float:
+    rank = np.argsort(np.argsort(score, kind="stable"), kind="stable") + 1
+    positives = label.sum()
+    return (rank[label].sum() - positives * (positives + 1) / 2) / (positives * (len(label) - positives))
+
+
+@pytest.mark.parametrize(("task", "low", "high"), [(MORTALITY, 0.85, 0.90), (READMISSION, 0.70, 0.78)])
+def test_the_ceiling_is_where_it_was_designed_to_be(large, task, low, high):
+    label, p = large[task]
+    assert low < auroc(label, p) < high
+
+
+def worlds():
+    return [
+        SyntheticConfig(seed=2),
+        SyntheticConfig(seed=3, novel_probability=0.5, missingness=0.6, study_end="2011-06-01"),
+        SyntheticConfig(seed=4, severity_signal=0.3, mortality_scale=3.0, readmission_scale=2.0),
+    ]
+
+
+@pytest.mark.parametrize("settings", worlds(), ids=["defaults", "sparse", "scaled"])
+@pytest.mark.parametrize("task", TASKS)
+def test_the_truth_is_recomputed_from_what_is_visible_at_the_prediction_time(settings, task):
+    shard = draw_shard(settings, 0, 300, 1)
+    by_subject = pl.from_arrow(shard.data).partition_by("subject_id", as_dict=True)
+    rows = shard.labels[task].to_pylist()
+    assert len(rows) > 300
+    for row in rows[:500]:
+        events, time = by_subject[(row["subject_id"],)], row["prediction_time"]
+        visible = events.filter(pl.col("time").is_null() | (pl.col("time") <= time))
+        assert true_probability(visible, task, time, settings) == pytest.approx(row["true_probability"], rel=1e-9)
+
+
+def test_what_follows_the_prediction_time_changes_nothing():
+    settings = SyntheticConfig(seed=2)
+    shard = draw_shard(settings, 0, 60, 1)
+    by_subject = pl.from_arrow(shard.data).partition_by("subject_id", as_dict=True)
+    for row in shard.labels[MORTALITY].to_pylist():
+        events, time = by_subject[(row["subject_id"],)], row["prediction_time"]
+        visible = events.filter(pl.col("time").is_null() | (pl.col("time") <= time))
+        known = true_probability(visible, MORTALITY, time, settings)
+        assert true_probability(events, MORTALITY, time, settings) == known
+
+
+def stays_of(data: pl.DataFrame) -> list[tuple]:
+    """(subject, admission, discharge or None, death or None, next admission or None), read off the events."""
+    found = []
+    for (subject,), rows in data.filter(pl.col("time").is_not_null()).partition_by("subject_id", as_dict=True).items():
+        code, time = rows["code"].to_list(), rows["time"].to_list()
+        starts = [t for c, t in zip(code, time, strict=True) if c.startswith("HOSPITAL_ADMISSION")]
+        ends = [t for c, t in zip(code, time, strict=True) if c.startswith("HOSPITAL_DISCHARGE")]
+        death = next((t for c, t in zip(code, time, strict=True) if c == "MEDS_DEATH"), None)
+        for i, start in enumerate(starts):
+            following = starts[i + 1] if i + 1 < len(starts) else None
+            found.append((subject, start, ends[i] if i < len(ends) else None, death, following))
+    return found
+
+
+@pytest.mark.parametrize("settings", worlds(), ids=["defaults", "sparse", "scaled"])
+def test_labels_say_what_the_events_say(settings):
+    shard = draw_shard(settings, 0, 1500, 1)
+    data = pl.from_arrow(shard.data)
+    last = data["time"].max()
+    mortality, readmission = [], []
+    for subject, start, out, death, following in stays_of(data):
+        if (out or death) > start + DAY:
+            mortality.append((subject, start + DAY, out is None))
+        if out is not None and out <= last - 30 * DAY:
+            readmission.append((subject, out, following is not None and following <= out + 30 * DAY))
+    for task, expected in ((MORTALITY, mortality), (READMISSION, readmission)):
+        names = ("subject_id", "prediction_time", "boolean_value")
+        found = [tuple(row[name] for name in names) for row in shard.labels[task].to_pylist()]
+        assert found == sorted(expected)
+
+
+def record(settings: SyntheticConfig, start: dt.datetime, lactate: float, age: int, end: tuple | None) -> pl.DataFrame:
+    """A hand-written record: a patient with heart failure and sepsis, in intensive care, with one lactate."""
+    hour = dt.timedelta(hours=1)
+    rows = [
+        (start - dt.timedelta(days=age * 365.25), "MEDS_BIRTH", None),
+        (start, "HOSPITAL_ADMISSION//EMERGENCY", None),
+        (start, "DIAGNOSIS//ICD10CM//A41.9N2", None),
+        (start, "DIAGNOSIS//ICD10CM//I50.9", None),
+        (start + hour, "LAB//lactate//mmol/L", lactate),
+        (start + 2 * hour, "ICU_ADMISSION//MICU", None),
+    ]
+    rows += [end] if end else []
+    time, code, value = zip(*rows, strict=True)
+    return pl.DataFrame({"subject_id": [1] * len(rows), "time": time, "code": code, "numeric_value": value})
+
+
+def simulated(count: int, lactate: float, age: float) -> dict[str, np.ndarray]:
+    """Patients like the one of `record`, drawn forward from the documented model and kept if they look like it."""
+    rng = np.random.default_rng(8)
+    heart_failure = next(d for d in params.DISEASES if d.name == "heart failure")
+    sepsis = next(r for r in params.REASONS if r.name == "sepsis")
+    predictor = params.SEVERITY_AGE * (age - 65) / 10 + heart_failure.severity + sepsis.severity
+    severity = (rng.logistic(size=count)[:, None] + predictor > np.array(params.SEVERITY_CUTS)).sum(axis=1)
+    # Signals: intensive care seen, the others not.
+    same = rng.random(count) < np.array(params.SIGNALS[0].probability)[severity]
+    for signal in params.SIGNALS[1:]:
+        same &= rng.random(count) >= np.array(signal.probability)[severity]
+    analyte = next(a for a in params.ANALYTES if "lactate" in a.code)
+    shift = np.array((0.0, *analyte.shift))[severity]
+    value = np.round(np.exp(np.log(analyte.base) + shift + analyte.sd * rng.standard_normal(count)), 1)
+    severity = severity[same & (np.abs(value - lactate) < 0.01)]
+    ratio = np.exp(params.DEATH_AGE * (age - 65) / 10 + heart_failure.death)
+    death = rng.exponential(size=len(severity)) / (ratio * np.array(params.DEATH_PER_DAY)[severity])
+    leave = 0.5 + rng.exponential(size=len(severity)) / np.array(params.DISCHARGE_PER_DAY)[severity]
+    return {"severity": severity, "death": death, "leave": leave}
+
+
+def test_mortality_agrees_with_simulation():
+    settings, start = SyntheticConfig(), dt.datetime(2015, 5, 1, 9)
+    truth = true_probability(record(settings, start, 2.4, 70, None), MORTALITY, start + DAY, settings)
+    like = simulated(4_000_000, 2.4, 70.0)
+    there = np.minimum(like["death"], like["leave"]) > 1.0
+    died = (like["death"] < like["leave"])[there]
+    assert there.sum() > 3000
+    assert abs(died.mean() - truth) < 4 * np.sqrt(truth * (1 - truth) / len(died))
+
+
+def test_the_end_of_the_study_cuts_the_risk():
+    settings = SyntheticConfig()
+    start = dt.datetime(2019, 12, 28, 9)
+    near = true_probability(record(settings, start, 2.4, 70, None), MORTALITY, start + DAY, settings)
+    like = simulated(4_000_000, 2.4, 70.0)
+    there = np.minimum(like["death"], like["leave"]) > 1.0
+    died = ((like["death"] < like["leave"]) & (like["death"] < 3 + 15 / 24))[there]
+    assert abs(died.mean() - near) < 4 * np.sqrt(near * (1 - near) / len(died))
+
+
+def test_readmission_agrees_with_simulation():
+    settings, start = SyntheticConfig(), dt.datetime(2015, 5, 1, 9)
+    leaving = start + dt.timedelta(days=3, seconds=30)
+    events = record(settings, start, 2.4, 70, (leaving, "HOSPITAL_DISCHARGE//SNF", None))
+    like = simulated(12_000_000, 2.4, 70.0)
+    rng = np.random.default_rng(9)
+    severity = like["severity"]
+    place = np.array(next(p for name, p, _ in params.DESTINATIONS if name == "SNF"))
+    # A window of hours around the discharge stands for its minute; the posterior hardly moves within it.
+    near = (np.abs(like["leave"] - 3.0) < 0.3) & (like["death"] > like["leave"])
+    severity = severity[near & (rng.random(len(severity)) < place[severity])]
+    seen = visible(events, READMISSION, leaving, laws(settings))
+    posterior = severity_posterior(laws(settings), seen)[0]
+    share = np.bincount(severity, minlength=4) / len(severity)
+    assert len(severity) > 400
+    assert (np.abs(share - posterior) < 4 * np.sqrt(posterior * (1 - posterior) / len(severity))).all()
+    # Many futures for each of these: the outcome's law, given the severity, is checked with more draws.
+    severity = np.repeat(severity, 20)
+    score = params.READMISSION_AGE * 0.5 + 0.8 + 0.25 + 0.4 + np.array(params.READMISSION_SEVERITY)[severity]
+    back = rng.exponential(size=len(severity)) / (params.READMISSION_PER_DAY * np.exp(score))
+    rate = params.HOME_DEATH_PER_DAY * np.exp(params.HOME_DEATH_AGE * 0.5 + 0.6)
+    death = rng.exponential(size=len(severity)) / rate
+    label = (back < death) & (back <= 30)
+    known = true_probability(events, READMISSION, leaving, settings)
+    assert abs(label.mean() - known) < 4 * np.sqrt(known * (1 - known) / len(label))
+
+
+def test_a_question_that_the_record_cannot_answer_is_refused():
+    settings, start = SyntheticConfig(), dt.datetime(2015, 5, 1, 9)
+    events = record(settings, start, 2.4, 70, None)
+    with pytest.raises(DataError, match="no truth is known of task 'sepsis'"):
+        true_probability(events, "sepsis", start + DAY, settings)
+    with pytest.raises(DataError, match="asks at the time of a discharge"):
+        true_probability(events, READMISSION, start + DAY, settings)
+    with pytest.raises(DataError, match="in hospital for 12 h"):
+        true_probability(events, MORTALITY, start + dt.timedelta(hours=3), settings)
+    with pytest.raises(DataError, match="no admission"):
+        true_probability(events, MORTALITY, start - DAY, settings)
