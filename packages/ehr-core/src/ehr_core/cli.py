@@ -71,7 +71,7 @@ def show_plugins(arguments: list[str]) -> int:
         if plugin.error:
             print(f"{'':<14} did not load: {plugin.error}. Fix or uninstall it, or leave it out with EHR_PLUGINS.")
     for kind, parts in kinds:
-        print(f"\n{kind}s")
+        print(f"\n{KINDS[kind].hook.removeprefix('ehr_')}")
         for component in parts.values():
             print(f"  {component.name:<22} {component.summary}")
     return int(broken)

@@ -206,6 +206,8 @@ class PredictionJob:
     labels: Path
     output: Path
     """The folder to fill with ``predictions.parquet`` and whatever else is worth keeping (a fine-tuned run)."""
+    work: Path
+    """A folder that is still there when a killed prediction is started again; its content is the predictor's."""
     store: Path | None = None
     """The dataset tokenized with the run's tokenizer."""
     run: Path | None = None

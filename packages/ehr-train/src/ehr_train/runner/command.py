@@ -3,13 +3,14 @@
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from ehr_core.config import to_plain
 from ehr_core.formats.folder import read_json
-from ehr_train.launch import serving
+from omegaconf import OmegaConf
+
+from ehr_train.group import Group
+from ehr_train.launch import processes, serving
 from ehr_train.runner.output import assemble, default_output, earlier_output, table
-from ehr_train.runner.pipeline import Pipeline, world_size_of
+from ehr_train.runner.pipeline import Pipeline
 from ehr_train.runner.settings import RunnerConfig
 from ehr_train.runner.stages import Stages
 
@@ -24,7 +25,7 @@ def main(settings: RunnerConfig) -> None:
 def _lead(settings: RunnerConfig) -> None:
     folder = Path(settings.stages or (Path(settings.output) if settings.output else Path("outputs")) / "stages")
     stages = Stages(folder, settings.dry_run)
-    pipeline = Pipeline(settings, stages, world_size_of(settings.world_size))
+    pipeline = Pipeline(settings, stages, max(Group.join().size, processes(settings.world_size)))
     pipeline.run()
     if settings.dry_run:
         print(f"{stages.reran} of {len(stages.done)} stages would run", file=sys.stderr)

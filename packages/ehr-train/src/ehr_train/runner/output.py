@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ehr_core.formats.folder import read_json, write_json
-from ehr_train.runner.stages import Stages
+
+from ehr_train.runner.stages import Stages, unique
 
 STAGES = "stages.json"
 LINKS = ("data", "labels", "tokens", "pretrain")
@@ -62,20 +63,22 @@ def _link(link: Path, target: Path) -> None:
 
 def table(scores: dict[str, Any]) -> str:
     """The results as text: one line a task and predictor, with confidence intervals, and the attainable ceiling."""
+    rows = scores["scores"]
     lines = []
-    for task, entry in scores["tasks"].items():
-        lines.append(f"{task}: {entry['split']}, {entry['n']:,} samples, {entry['positives']:,} positive")
-        metrics = list(dict.fromkeys(m for row in entry["predictors"].values() for m in row))
-        lines.append("  " + f"{'':<14}" + "".join(f"{metric:<24}" for metric in metrics))
-        for name, row in entry["predictors"].items():
-            cells = (_cell(row.get(metric)) for metric in metrics)
-            lines.append(f"  {name:<14}" + "".join(f"{cell:<24}" for cell in cells).rstrip())
+    for task in unique([row["task"] for row in rows]):
+        mine = [row for row in rows if row["task"] == task]
+        metrics = unique([row["metric"] for row in mine])
+        facts = mine[0]
+        lines.append(f"{task}: {facts['split']}, {facts['rows']:,} samples, {facts['positives']:,} positive")
+        lines.append((" " * 16 + "".join(f"{metric:<24}" for metric in metrics)).rstrip())
+        for name in unique([row["predictor"] for row in mine]):
+            cells = {row["metric"]: _cell(row) for row in mine if row["predictor"] == name}
+            lines.append((f"  {name:<14}" + "".join(f"{cells.get(metric, '-'):<24}" for metric in metrics)).rstrip())
     return "\n".join(lines)
 
 
-def _cell(score: dict[str, float] | None) -> str:
-    if score is None or score.get("value") is None:
+def _cell(row: dict[str, Any]) -> str:
+    if row["value"] is None:
         return "-"
-    if score.get("low") is None:
-        return f"{score['value']:.3f}"
-    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+    interval = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{row['value']:.3f}{interval}"

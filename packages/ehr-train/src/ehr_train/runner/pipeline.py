@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ehr_core.config import to_plain
-from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
+from ehr_core.errors import DataError, FormatError, NotApplicable
 from ehr_core.formats.folder import digest_of, file_digests, new_folder, read_json
 from ehr_core.formats.tables import SPLITS, label_splits, read_labels
 from ehr_core.plugins import build, registry
+
 from ehr_train.launch import TrainJob, train
 from ehr_train.runner.settings import RunnerConfig
 from ehr_train.runner.stages import Stages, code_digest, command_key, component_key, quiet_stdout, say
@@ -71,8 +72,8 @@ class Pipeline:
         path = self.stages.path("data", key)
         executor = build("executor", self.settings.executor)
         if path.exists() or not fingerprint:
-            made = self.stages.run("data", key, functools.partial(_provide, source, executor), self.settings.source.name)
-            return Made(made, key)
+            make = functools.partial(_provide, source, executor)
+            return Made(self.stages.run("data", key, make, self.settings.source.name), key)
         scratch = path.with_name(path.name + ".scratch")
         with quiet_stdout():
             place = source.provide(scratch, executor)
@@ -177,12 +178,13 @@ class Pipeline:
                     key |= {"run": pretrained.key, "store": store.key, "world_size": self.world_size}
                     key["task"] = to_plain(s.task.get(task))
 
-                def make(output: Path, answers: Made = answers, name: str = name, predictor: Any = predictor) -> None:
+                def make(output: Path, task: str = task, name: str = name) -> None:
                     command(
                         "predict",
                         source=meds_source(meds.path),
-                        labels=str(answers.path),
-                        predictors={name: predictor},
+                        labels=str(labels[task].path),
+                        task=s.task.get(task),
+                        predictors={name: s.predictors[name]},
                         run=str(pretrained.path),
                         store=str(store.path),
                         output=str(output),
@@ -190,7 +192,7 @@ class Pipeline:
                         world_size=self.world_size,
                     )
 
-                made[task, name] = Made(self.stages.run(f"predict/{task}/{name}", key, make), key)
+                made[task, name] = Made(self.stages.run(f"predict/{task}/{name}", key, make, inside=name), key)
                 reason = made[task, name].path / name / NOT_APPLICABLE
                 if reason.is_file():
                     why = read_json(reason)["reason"]
@@ -226,38 +228,26 @@ class Pipeline:
         }
 
         def make(output: Path) -> None:
-            command(
-                "evaluate",
-                predictions=str(collected.path),
-                seed=self.settings.seed,
-                output=str(output),
-                **evaluation,
-            )
+            predictions, seed = str(collected.path), self.settings.seed
+            with new_folder(output) as folder:
+                command("evaluate", predictions=predictions, seed=seed, output=str(folder), **evaluation)
 
         return Made(self.stages.run("scores", key, make), key)
 
-    def report(
-        self, collected: Made, scores: Made, pretrained: Made, predictions: dict[tuple[str, str], Made]
-    ) -> Made:
+    def report(self, collected: Made, scores: Made, pretrained: Made, predictions: dict[tuple[str, str], Made]) -> Made:
         """report.html."""
-        runs = {"pretrain": str(pretrained.path)}
-        for (task, name), made in predictions.items():
+        runs = [str(pretrained.path)]
+        for (_, name), made in predictions.items():
             if (made.path / name / "run" / "manifest.json").is_file():
-                runs[f"{task}, {name}"] = str(made.path / name / "run")
+                runs.append(str(made.path / name / "run"))
         title = self.settings.recipe.title
         key = {"scores": scores.key, "run": pretrained.key, "notes": self.notes, "title": title}
         key["code"] = command_key("report")
 
         def make(output: Path) -> None:
-            command(
-                "report",
-                scores=str(scores.path),
-                predictions=str(collected.path),
-                runs=runs,
-                title=title,
-                notes=self.notes,
-                output=str(output),
-            )
+            with new_folder(output) as folder:
+                places = {"scores": str(scores.path), "predictions": str(collected.path), "output": str(folder)}
+                command("report", **places, runs=runs, title=title, notes=self.notes)
 
         return Made(self.stages.run("report", key, make), key)
 
@@ -271,11 +261,12 @@ def _provide(source: Any, executor: Any, output: Path) -> None:
 
 def given_labels(folder: Path) -> dict[str, Made]:
     """The user's labels: one task (split files directly inside) or one folder a task. Every file is checked."""
+    files = ", ".join(f"{split}.parquet" for split in SPLITS)
     if not folder.is_dir():
-        raise FormatError(f"labels={folder} is not a folder; expected {', '.join(f'{s}.parquet' for s in SPLITS)}")
-    tasks = [folder] if label_splits(folder) else [p for p in sorted(folder.iterdir()) if p.is_dir() and label_splits(p)]
+        raise FormatError(f"labels={folder} is not a folder; expected {files}")
+    tasks = [folder] if label_splits(folder) else [p for p in sorted(folder.iterdir()) if label_splits(p)]
     if not tasks:
-        raise FormatError(f"labels={folder} has no {' or '.join(f'{s}.parquet' for s in SPLITS)}, and no folder that has")
+        raise FormatError(f"labels={folder} has none of {files}, and no folder in it has")
     found = {}
     for task in tasks:
         missing = [split for split in SPLITS if split not in label_splits(task)]
@@ -285,18 +276,3 @@ def given_labels(folder: Path) -> dict[str, Made]:
             read_labels(task, split)
         found[task.resolve().name] = Made(task, digest_of(file_digests(task)))
     return found
-
-
-def world_size_of(asked: Any) -> int:
-    """Number of processes from ``world_size=auto|N``. Raises ConfigError."""
-    if asked == "auto":
-        import torch
-
-        return max(torch.cuda.device_count(), 1)
-    try:
-        number = int(asked)
-    except (TypeError, ValueError):
-        number = 0
-    if number < 1:
-        raise ConfigError(f"world_size={asked}: give a number of processes from 1 up, or auto")
-    return number

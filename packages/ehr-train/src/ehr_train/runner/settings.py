@@ -5,6 +5,7 @@ from typing import Any
 
 from ehr_core.config import MISSING
 from ehr_core.plugins import registry
+
 from ehr_train.settings import TrainConfig
 
 

@@ -60,11 +60,11 @@ class Stages:
         """Where a stage with this key is, or will be."""
         return self.folder / f"{name.replace('/', '-')}-{digest_of(key)[:KEY]}"
 
-    def run(self, name: str, key: Any, make: Callable[[Path], None], words: str = "") -> Path:
-        """The stage's folder; ``make(path)`` is called when it does not exist and has to leave it whole."""
+    def run(self, name: str, key: Any, make: Callable[[Path], None], words: str = "", inside: str = "") -> Path:
+        """The stage's folder; ``make(path)`` makes it (whole) unless it, or the part named ``inside``, exists."""
         path = self.path(name, key)
         self.done[name] = path
-        if path.exists():
+        if (path / inside).exists():
             say(name, "up to date", words)
         elif self.dry_run:
             self.reran += 1

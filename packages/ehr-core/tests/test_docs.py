@@ -1,0 +1,110 @@
+"""The page of hooks says what hookspecs.py says, and every plugin on it works."""
+
+import contextlib
+import importlib
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from ehr_core import hookspecs
+from ehr_core.formats.tables import read_predictions, write_labels
+from ehr_core.plugins import KINDS, discover
+from ehr_core.protocols import PredictionJob
+from ehr_core.testing import checks, tiny
+
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = DOCS / "hooks.md"
+HOOKS = [name for name, value in vars(hookspecs).items() if hasattr(value, "ehr_spec")]
+INSTALLED_CHECK = checks.check_import_is_light  # looks a component up among the installed ones
+pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the docs folder is not beside the packages")
+
+
+def sections(page):
+    """Heading to text, for headings of the second level."""
+    parts = re.split(r"^## (.+)\n", page.read_text(), flags=re.M)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def write_modules(text, folder):
+    """Write the code blocks that have a file name; returns the names of the modules."""
+    names = []
+    for name, code in re.findall(r'^```python title="(\w+)\.py"\n(.*?)^```', text, re.M | re.S):
+        (folder / f"{name}.py").write_text(code)
+        names.append(name)
+    return names
+
+
+@contextlib.contextmanager
+def importable(names, folder):
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in names:
+            sys.modules.pop(name, None)
+
+
+def test_every_hook_has_a_heading_with_its_signature_in_the_same_order():
+    expected = [f"{name}{inspect.signature(getattr(hookspecs, name))}" for name in HOOKS]
+    expected = [re.sub(r"-> .*", "-> Components", line) for line in expected]
+    assert list(sections(PAGE)) == expected
+
+
+def test_every_section_begins_with_what_the_hook_says_of_itself():
+    for name, text in zip(HOOKS, sections(PAGE).values(), strict=True):
+        said = " ".join(inspect.getdoc(getattr(hookspecs, name)).split())
+        assert said in " ".join(text.split()), f"{name}: the page does not say {said!r}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_plugin_of_every_section_works(kind, tmp_path):
+    text = next(text for heading, text in sections(PAGE).items() if heading.startswith(KINDS[kind].hook))
+    (tmp_path / "code").mkdir()
+    names = write_modules(text, tmp_path / "code")
+    assert names[0] == "my_plugin"
+    for library in ("torch", "transformers", "polars"):
+        if re.search(rf"^(import|from) {library}", text, re.M):
+            pytest.importorskip(library)
+    if kind == "objective":
+        pytest.importorskip("ehr_models", reason="the checks of objectives use an installed model")
+    with importable(names, tmp_path / "code"):
+        found = discover({"mine": importlib.import_module("my_plugin")})
+        (component,) = found.components[kind].values()
+        special = {"command": try_command, "predictor": try_predictor, "strategy": try_strategy}
+        plain = [check for check in checks.checks_of(kind) if check is not INSTALLED_CHECK]
+        for number, check in enumerate([special[kind]] if kind in special else plain):
+            scratch = tmp_path / str(number)
+            scratch.mkdir()
+            check(kind, component, scratch)
+
+
+def try_command(kind, component, folder):
+    meds = tiny.write_tiny_meds(folder / "meds")
+    assert component.load()(component.config(path=str(meds))) == 0
+
+
+def try_strategy(kind, component, folder):
+    strategy = component.load()(component.config())
+    assert strategy.gather(3) == [3]
+    assert strategy.wrap(strategy) is strategy
+
+
+def try_predictor(kind, component, folder):
+    for split, size in (("train", 4), ("tuning", 2), ("held_out", 3)):
+        columns = {
+            "subject_id": pa.array(range(size), pa.int64()),
+            "prediction_time": pa.array([0] * size, pa.timestamp("us")),
+            "boolean_value": [True] + [False] * (size - 1),
+        }
+        write_labels(folder / "labels" / f"{split}.parquet", pa.table(columns))
+    job = PredictionJob(meds=folder, labels=folder / "labels", output=folder / "out")
+    component.load()(component.config()).predict(job)
+    found = read_predictions(folder / "out" / "predictions.parquet")
+    assert np.allclose(found["predicted_boolean_probability"], 0.25)
+    assert len(found) == 5
