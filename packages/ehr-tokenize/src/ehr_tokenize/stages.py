@@ -46,8 +46,9 @@ def records(events: pl.DataFrame) -> Records:
     """Arrays of a frame with subject_id, time, code and numeric_value that is sorted as MEDS wants it."""
     codes = events["code"].cast(pl.Categorical)
     distinct = codes.unique()
-    dense = np.zeros(int(distinct.to_physical().max() or 0) + 1, np.uint32)  # type: ignore[call-overload]
-    dense[distinct.to_physical().to_numpy()] = np.arange(len(distinct))
+    physical = distinct.to_physical().to_numpy()
+    dense = np.zeros(int(physical.max(initial=0)) + 1, np.uint32)
+    dense[physical] = np.arange(len(physical))
     value_N = events["numeric_value"].cast(pl.Float32).fill_null(float("nan")).to_numpy()
     finite_N = np.isfinite(value_N)
     id_N = events["subject_id"].to_numpy()

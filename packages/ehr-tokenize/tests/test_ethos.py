@@ -1,0 +1,246 @@
+"""The tokenizer ``ethos``: every rule on records small enough to read, token by token."""
+
+import json
+
+import numpy as np
+import pytest
+from ehr_core.cli import run
+from ehr_core.errors import ConfigError, DataError, FormatError
+from ehr_core.formats.tokens import NO_TIME
+from ehr_tokenize.ethos import INTERVALS, Ethos
+from ehr_tokenize.plugin import EthosConfig
+
+TRAIN = [
+    (1, None, "DEMO//HEIGHT", 160.0),
+    (1, None, "DEMO//SEX//F"),
+    (1, "1950-01-01", "MEDS_BIRTH"),
+    (1, "2020-01-01 00:00", "ADMIT"),
+    (1, "2020-01-01 00:04", "LAB//K", 1.0),
+    (1, "2020-01-01 00:09", "LAB//K", 2.0),
+    (1, "2020-01-01 00:09", "LAB//GLU", 7.0),
+    (1, "2020-01-01 02:09", "MARITAL_STATUS//SINGLE"),
+    (1, "2020-01-03 00:09", "DISCHARGE"),
+    (1, "2021-04-07 00:09", "ADMIT"),
+    (2, None, "DEMO//HEIGHT", 180.0),
+    (2, None, "DEMO//SEX//M"),
+    (2, "2020-01-01 00:00", "MARITAL_STATUS//SINGLE"),
+    (2, "2020-01-01 00:00", "ADMIT"),
+    (2, "2020-01-01 00:00", "LAB//K", 3.0),
+    (2, "2020-01-01 00:00", "LAB//K", 4.0),
+    (2, "2020-01-01 00:00", "LAB//K", None),
+    (2, "2020-01-01 00:00", "LAB//GLU", 7.0),
+    (2, "2020-01-02 00:00", "MARITAL_STATUS//MARRIED"),
+    (2, "2020-01-02 00:00", "RARE"),
+    (2, "2020-01-02 00:00", "DISCHARGE"),
+]
+TRAIN_2 = [
+    (3, None, "DEMO//SEX//M"),
+    (3, None, "DEMO//SEX//F"),
+    (3, "2020-01-01 00:00", "LAB//K", 5.0),
+    (3, "2020-01-01 00:00", "LAB//GLU", 7.0),
+    (3, "2020-01-01 00:00", "NOTE"),
+    (3, "2020-01-01 00:00", "NOTE"),
+    (3, "2020-01-02 00:00", "MARITAL_STATUS//MARRIED"),
+]
+HELD_OUT = [
+    (7, None, "DEMO//HEIGHT", 170.5),
+    (7, None, "DEMO//SEX//X"),
+    (7, None, "DEMO//NEVER//SEEN"),
+    (7, "1990-06-01", "MEDS_BIRTH"),
+    (7, "2020-01-01 00:00", "ADMIT"),
+    (7, "2020-01-01 00:00", "LAB//K", float("inf")),
+    (7, "2020-01-01 00:00", "NEW", 3.0),
+    (7, "2020-01-01 12:00", "NOTE", 9.0),
+    (7, "2020-01-01 12:00", "LAB//K", 2.5),
+    (7, "2020-01-01 12:00", "LAB//GLU", 8.0),
+    (8, None, "DEMO//HEIGHT", None),
+]
+
+
+@pytest.fixture
+def store(world, tmp_path):
+    def make(*overrides, held_out=HELD_OUT):
+        meds, number = tmp_path / f"meds{len(list(tmp_path.iterdir()))}", len(list(tmp_path.iterdir()))
+        world.write_meds(meds, train=[TRAIN, TRAIN_2], held_out=[held_out])
+        settings = ["tokenizer.num_quantiles=4", "tokenizer.min_count=2", *overrides]
+        run(
+            "ehr-tokenize",
+            "tokenize",
+            ["source=meds", f"source.path={meds}", f"output={tmp_path}/s{number}", *settings],
+        )
+        return tmp_path / f"s{number}"
+
+    return make
+
+
+def test_every_rule_shows_in_the_tokens_of_a_small_record(store, world):
+    found = world.Decoded.store(store())
+    assert found.tokens(1) == [
+        *["ADMIT"],
+        *["LAB//K", "Q1"],  # 4 minutes on: no interval token
+        *["5m-15m", "LAB//K", "Q1", "LAB//GLU", "Q1"],  # a number equal to a break is not above it
+        *["2d-4d", "DISCHARGE"],  # exactly 2 days; MARITAL_STATUS between is no event
+        *["=6mt", "=6mt", "=6mt", "ADMIT"],  # 460 days are 2.56 times 180
+        *["TIMELINE_END"],
+    ]
+    assert found.tokens(2) == [
+        *["ADMIT", "LAB//K", "Q2", "LAB//K", "Q3", "LAB//K", "LAB//GLU", "Q1"],  # one instant: order of the rows
+        *["1d-2d", "[UNK]", "DISCHARGE"],  # RARE occurs once
+        *["TIMELINE_END"],
+    ]
+    assert found.tokens(3) == ["LAB//K", "Q4", "LAB//GLU", "Q1", "NOTE", "NOTE", "TIMELINE_END"]
+    assert found.tokens(7) == [
+        *["ADMIT", "LAB//K", "[UNK]"],  # an infinite number and a number of an unseen code have no quantile
+        *["12h-18h", "NOTE"],  # NOTE had no number in train
+        *["LAB//K", "Q2", "LAB//GLU", "Q2", "TIMELINE_END"],  # all of train's GLU is 7, and 8 is above
+    ]
+    assert found.tokens(8) == []
+
+
+def test_tokens_carry_the_time_of_their_event(store, world):
+    found = world.Decoded.store(store())
+    at = [world.microseconds(f"2020-01-0{text}") for text in ("1 00:00", "2 00:00")]
+    assert found.times(2) == [at[0]] * 8 + [at[1]] * 3 + [at[1] + 1]
+    assert found.times(1)[3:6] == [world.microseconds("2020-01-01 00:09")] * 3
+
+
+def test_timeline_end_is_not_visible_at_the_last_event(store, world):
+    found = world.Decoded.store(store())
+    last = world.microseconds("2020-01-02 00:00")
+    visible = [token for token, time in zip(found.tokens(2), found.times(2), strict=True) if time <= last]
+    assert visible[-1] == "DISCHARGE"
+    assert found.tokens(2)[-1] == "TIMELINE_END"
+
+
+def test_timeline_end_can_be_left_out(store, world):
+    found = world.Decoded.store(store("tokenizer.timeline_end=false"))
+    assert found.tokens(2)[-1] == "DISCHARGE"
+    assert "TIMELINE_END" not in found.vocabulary.ids
+
+
+def test_the_static_prefix_shows_what_is_known_at_a_time(store, world):
+    found = world.Decoded.store(store())
+    # 70 calendar years are a little less than 70 times 365.25 days.
+    before = ["DEMO//HEIGHT//Q1", "DEMO//SEX//F", "MARITAL_STATUS//UNKNOWN", "AGE_TENS//6", "AGE_UNITS//9"]
+    assert found.prefix(1, "2020-01-01 02:08") == before
+    assert found.prefix(1, "2020-01-01 02:09")[2] == "MARITAL_STATUS//SINGLE"
+    assert found.prefix(2, "2020-01-01 12:00")[2] == "MARITAL_STATUS//SINGLE"
+    assert found.prefix(2, "2020-01-02 00:00") == [
+        *["DEMO//HEIGHT//Q4", "DEMO//SEX//M", "MARITAL_STATUS//MARRIED", "AGE//UNKNOWN", "AGE//UNKNOWN"]
+    ]
+    assert found.prefix(3, "2020-01-01")[:2] == ["DEMO//HEIGHT//UNKNOWN", "DEMO//SEX//F"]  # the later row wins
+    assert found.prefix(7, "2020-05-31") == [
+        *["DEMO//HEIGHT//Q3", "DEMO//SEX//UNKNOWN", "MARITAL_STATUS//UNKNOWN", "AGE_TENS//2", "AGE_UNITS//9"]
+    ]
+    assert found.prefix(7, "2020-06-02")[-2:] == ["AGE_TENS//3", "AGE_UNITS//0"]
+    assert found.prefix(8, "2020-01-01")[0] == "DEMO//HEIGHT//UNKNOWN"  # a missing number is no quantile
+
+
+def test_a_new_static_value_replaces_the_old_one_by_unknown(store, world):
+    rows = [(7, "2020-01-01", "MARITAL_STATUS//SINGLE"), (7, "2021-01-01", "MARITAL_STATUS//WHATEVER")]
+    found = world.Decoded.store(store(held_out=rows))
+    assert found.prefix(7, "2020-01-01")[2] == "MARITAL_STATUS//SINGLE"
+    assert found.prefix(7, "2021-01-01")[2] == "MARITAL_STATUS//UNKNOWN"
+
+
+def test_the_vocabulary_is_in_its_documented_order_with_counts(store, world):
+    tokens = world.Decoded.store(store()).vocabulary.tokens
+    names = [token.token for token in tokens]
+    assert names[7:11] == ["Q1", "Q2", "Q3", "Q4"]
+    assert names[11:30] == list(INTERVALS)
+    assert names[30] == "TIMELINE_END"
+    assert names[31:52] == [f"AGE_TENS//{d}" for d in range(10)] + [f"AGE_UNITS//{d}" for d in range(10)] + [
+        "AGE//UNKNOWN"
+    ]
+    assert names[52:] == [
+        *["DEMO//HEIGHT//UNKNOWN", "DEMO//HEIGHT//Q1", "DEMO//HEIGHT//Q2", "DEMO//HEIGHT//Q3", "DEMO//HEIGHT//Q4"],
+        *["DEMO//SEX//UNKNOWN", "DEMO//SEX//F", "DEMO//SEX//M"],
+        *["MARITAL_STATUS//UNKNOWN", "MARITAL_STATUS//MARRIED", "MARITAL_STATUS//SINGLE"],
+        *["LAB//K", "ADMIT", "LAB//GLU", "DISCHARGE", "NOTE"],
+    ]
+    count = {token.token: token.count for token in tokens}
+    expected = {"Q1": 5, "Q2": 1, "Q3": 1, "Q4": 1, "=6mt": 3, "5m-15m": 1, "TIMELINE_END": 3, "[UNK]": 1, "LAB//K": 6}
+    assert {name: count[name] for name in expected} == expected
+
+
+def test_interval_estimates_are_means_over_train(store):
+    estimates = json.loads((store() / "tokenizer.json").read_text())["state"]["interval_estimates"]
+    assert sorted(estimates) == sorted(INTERVALS)
+    assert estimates["=6mt"] == pytest.approx(460 / 3 * 86_400)
+    assert estimates["2d-4d"] == 172_800
+    assert estimates["4d-7d"] == 5.5 * 86_400  # none in train: the middle
+
+
+def test_the_manifest_counts_what_was_treated(store):
+    content = json.loads((store() / "manifest.json").read_text())["content"]
+    assert content["splits"]["held_out"] == {
+        "shards": 1, "subjects": 2, "events": 11, "tokens": 10, "unk": 1, "non_finite": 1
+    }  # fmt: skip
+    assert content["splits"]["train"]["unk"] == 1
+
+
+def test_the_column_value_holds_the_number_of_each_code_token(store, world):
+    found = world.Decoded.store(store("tokenizer.value=true"))
+    values = dict(zip(("ADMIT", "K", "Q1", "gap", "K2"), found.slice(1, "value").tolist(), strict=False))
+    assert values["K"] == 1.0
+    assert values["K2"] == 2.0
+    assert np.isnan([values["ADMIT"], values["Q1"], values["gap"]]).all()
+
+
+def test_a_configured_code_is_static_even_with_a_time(store, world):
+    found = world.Decoded.store(store("tokenizer.static_codes=[NOTE,LAB]"))
+    assert found.tokens(3)[:2] == ["MARITAL_STATUS//MARRIED", "TIMELINE_END"]
+    assert found.prefix(3, "2020-01-01")[-2:] == ["AGE//UNKNOWN"] * 2
+    assert "NOTE" in found.prefix(3, "2020-01-01")
+    assert "LAB//K//Q4" in found.prefix(3, "2020-01-01")
+
+
+def test_changing_held_out_changes_nothing_that_was_fitted(store):
+    changed = [(s, t, c, 1000.0) for s, t, c, *_ in HELD_OUT] + [(9, "2020-01-01", "ELSE", 1.0)] * 50
+    one, two = store(), store(held_out=changed)
+    for name in ("vocabulary.json", "tokenizer.json", "prefix.json", "train/0.safetensors"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+def test_a_fitted_tokenizer_is_used_unchanged_on_other_data(store, world, tmp_path):
+    first = store()
+    meds = world.write_meds(tmp_path / "other", train=[[(1, "2020-01-01", "FOREIGN", 1.0), (1, "2020-01-01", "ADMIT")]])
+    run("ehr-tokenize", "tokenize", ["source=meds", f"source.path={meds}", f"fitted={first}", f"output={tmp_path}/o"])
+    assert (tmp_path / "o" / "vocabulary.json").read_bytes() == (first / "vocabulary.json").read_bytes()
+    assert world.Decoded.store(tmp_path / "o").tokens(1) == ["[UNK]", "ADMIT", "TIMELINE_END"]
+
+
+def test_a_code_with_the_name_of_our_own_token_is_refused(world):
+    tokenizer = Ethos(EthosConfig(min_count=1))
+    with pytest.raises(DataError, match="'Q1' has the name of a token"):
+        tokenizer.fit([tokenizer.summarize(world.frame([(1, "2020-01-01", "Q1")]))])
+
+
+def test_a_train_split_without_events_is_refused(world):
+    tokenizer = Ethos(EthosConfig())
+    with pytest.raises(DataError, match="no event with a time"):
+        tokenizer.fit([tokenizer.summarize(world.frame([(1, None, "GENDER//F")]))])
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(ConfigError, match="num_quantiles is 1"):
+        Ethos(EthosConfig(num_quantiles=1))
+    with pytest.raises(ConfigError, match="min_count is 0"):
+        Ethos(EthosConfig(min_count=0))
+
+
+def test_state_of_another_tokenizer_is_refused(store):
+    folder = store()
+    state = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**state, "name": "other"}))
+    with pytest.raises(FormatError, match="is of tokenizer 'other'"):
+        Ethos(EthosConfig()).load(folder)
+
+
+def test_records_before_1970_and_births_after_an_event_are_told_apart(store, world):
+    rows = [(7, "1965-01-01", "ADMIT"), (7, "1966-01-01", "MEDS_BIRTH"), (7, "1966-01-01", "ADMIT")]
+    found = world.Decoded.store(store(held_out=rows))
+    assert found.tokens(7) == ["ADMIT", "=6mt", "=6mt", "ADMIT", "TIMELINE_END"]
+    assert found.prefix(7, "1965-06-01")[-1] == "AGE//UNKNOWN"
+    assert found.prefix(7, "1980-01-02")[-2:] == ["AGE_TENS//1", "AGE_UNITS//4"]
+    assert NO_TIME not in found.times(7)
