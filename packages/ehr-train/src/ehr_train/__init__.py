@@ -1,0 +1,1 @@
+"""Training: token store to run folder, and predictions from a run."""

@@ -1,0 +1,80 @@
+"""Checkpoints: plain tensors, numbers and lists, so that ``torch.load(weights_only=True)`` reads them.
+
+A file appears under its name only when all of it is on disk; a kill at any moment leaves the one before.
+"""
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ehr_core.errors import FormatError
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Save under a temporary name, fsync, rename, fsync the folder."""
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write to; at the end it replaces ``path`` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    yield temporary
+    for place in (temporary, None, path.parent):
+        if place is None:
+            temporary.replace(path)
+            continue
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Load to the CPU. Raises FormatError that names the file."""
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except FileNotFoundError:
+        raise FormatError(f"{path} is missing") from None
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FormatError(f"{path} is not a checkpoint of plain tensors: {reason}") from error
+
+
+def random_state() -> dict[str, Any]:
+    """State of every generator of this process, in types that a checkpoint may hold."""
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put every generator where `random_state` found it."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+def seed_all(seed: int, rank: int = 0) -> None:
+    """Start every generator; ranks differ so that their dropout does."""
+    mixed = int(np.random.SeedSequence([abs(seed), rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    torch.manual_seed(mixed)
+    np.random.seed(mixed % 2**32)
+    random.seed(mixed)

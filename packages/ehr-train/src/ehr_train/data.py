@@ -1,0 +1,347 @@
+"""Windows of timelines, packed into rows: what the trainer and the predictors read from a token store.
+
+A window is a static prefix, as known at the time of its first token, followed by consecutive tokens of one subject. It
+never crosses subjects. Rows hold several windows side by side; `ehr_core.batch` says what a model is given. Everything
+is a pure function of (seed, epoch). Tokens stay in the memory map until a batch is made.
+
+Shapes: S subjects, W windows, R rows, B rows of a batch, T positions of a row, P positions of a prefix, N samples.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from ehr_core.batch import Batch
+from ehr_core.errors import ConfigError, DataError
+from ehr_core.formats.tables import read_labels
+from ehr_core.formats.tokens import NO_TIME, YEAR_US, Prefix, TokenStore, TokenTable
+from ehr_core.formats.vocabulary import BOS
+
+from ehr_train.packing import pack
+
+
+class Timelines:
+    """One split of a store, with where each subject's tokens are."""
+
+    def __init__(self, store: TokenStore, split: str):
+        self.name = f"{store.path.name}/{split}"
+        self.tables = list(store.tables(split))
+        self.prefix = store.prefix
+        self.column_names = store.columns
+        sizes = [len(table.subject_id) for table in self.tables]
+        self.subject_S = np.concatenate([table.subject_id for table in self.tables])
+        self.shard_S = np.repeat(np.arange(len(sizes)), sizes)
+        self.place_S = np.concatenate([np.arange(size) for size in sizes])
+        self.start_S = np.concatenate([table.offset[:-1] for table in self.tables])
+        self.length_S = np.concatenate([np.diff(table.offset) for table in self.tables])
+
+    def prefixes(self, subject_W: np.ndarray, time_W: np.ndarray) -> np.ndarray:
+        """Static prefixes (W, P) of subjects at times."""
+        prefix_WP = np.empty((len(subject_W), len(self.prefix)), np.int64)
+        shard_W = self.shard_S[subject_W]
+        for shard in np.unique(shard_W):
+            mine = np.flatnonzero(shard_W == shard)
+            places = self.place_S[subject_W[mine]]
+            prefix_WP[mine] = prefix_block(self.prefix, self.tables[shard], places, time_W[mine])
+        return prefix_WP
+
+    def times(self, subject_W: np.ndarray, start_W: np.ndarray) -> np.ndarray:
+        """Time (W,) of the tokens at places ``start_W`` of their subjects' shards."""
+        time_W = np.empty(len(subject_W), np.int64)
+        shard_W = self.shard_S[subject_W]
+        for shard in np.unique(shard_W):
+            mine = np.flatnonzero(shard_W == shard)
+            time_W[mine] = self.tables[shard].time[start_W[mine]]
+        return time_W
+
+
+def prefix_block(prefix: Prefix, table: TokenTable, place_W: np.ndarray, time_W: np.ndarray) -> np.ndarray:
+    """`ehr_core.formats.tokens.prefix_tokens` for many (subject, time) of a shard at once: (W, P)."""
+    num_slots = len(prefix.slots)
+    out_WP = np.empty((len(place_W), len(prefix)), np.int64)
+    out_WP[:, :num_slots] = prefix.unknown
+    count_W = table.static_offset[place_W + 1] - table.static_offset[place_W]
+    window_M = np.repeat(np.arange(len(place_W)), count_W)
+    row_M = np.repeat(table.static_offset[place_W], count_W) + ragged_arange(count_W)
+    known_M = table.static_time[row_M] <= time_W[window_M]
+    window_M, row_M = window_M[known_M], row_M[known_M]
+    # Rows are ordered by slot and time, and the last of several assignments to one place stays.
+    out_WP[window_M, table.static_slot[row_M].astype(np.int64)] = table.static_token[row_M]
+    if prefix.tens:
+        birth_W = table.birth[place_W]
+        known_W = (birth_W != NO_TIME) & (time_W != NO_TIME) & (time_W >= birth_W)
+        lived_W = np.where(known_W, time_W, 0) - np.where(known_W, birth_W, 0)
+        age_W = np.minimum((lived_W / YEAR_US).astype(np.int64), 99)
+        out_WP[:, -2] = np.where(known_W, np.array(prefix.tens)[age_W // 10], prefix.age_unknown)
+        out_WP[:, -1] = np.where(known_W, np.array(prefix.units)[age_W % 10], prefix.age_unknown)
+    return out_WP
+
+
+def ragged_arange(count_W: np.ndarray) -> np.ndarray:
+    """0..count-1 for each count, one after the other."""
+    ends = np.cumsum(count_W)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - count_W, count_W)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Windows packed into rows: makes any batch of rows."""
+
+    timelines: Timelines
+    context: int
+    subject_W: np.ndarray
+    start_W: np.ndarray
+    """First token of the window in its shard."""
+    length_W: np.ndarray
+    """Tokens of the window, without prefix and tail."""
+    lead_W: np.ndarray
+    """Positions before the first token: the prefix, or BOS where a window would be empty."""
+    lead_WP: np.ndarray
+    window_W: np.ndarray
+    """Windows in order of row."""
+    bound_R1: np.ndarray
+    label_W: np.ndarray | None = None
+    tail_W: np.ndarray | None = None
+    """One more token (id) after the window's own, for predictors that look one step ahead."""
+
+    def __len__(self) -> int:
+        return len(self.bound_R1) - 1
+
+    @property
+    def size_W(self) -> np.ndarray:
+        """Positions that each window takes."""
+        return self.lead_W + self.length_W + (0 if self.tail_W is None else 1)
+
+    @property
+    def tokens_R(self) -> np.ndarray:
+        """Positions in use of each row."""
+        return np.add.reduceat(self.size_W[self.window_W], self.bound_R1[:-1])
+
+    def windows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Windows of these rows (M,), row after row, and how many each row has (B,)."""
+        count_B = self.bound_R1[rows + 1] - self.bound_R1[rows]
+        place_M = np.repeat(self.bound_R1[rows], count_B) + ragged_arange(count_B)
+        return self.window_W[place_M], count_B
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """The batch of these rows. A loop over windows, none over tokens."""
+        window_M, count_B = self.windows(rows)
+        size_M = self.size_W[window_M]
+        row_M = np.repeat(np.arange(len(rows)), count_B)
+        first_M = np.repeat(np.cumsum(count_B) - count_B, count_B)
+        before_M = np.cumsum(size_M) - size_M
+        begin_M = row_M * self.context + before_M - before_M[first_M]
+        position_K = ragged_arange(size_M)
+        place_K = np.repeat(begin_M, size_M) + position_K
+        total = len(rows) * self.context
+        position, segment, static = np.zeros(total, np.int64), np.zeros(total, np.int64), np.zeros(total, bool)
+        position[place_K] = position_K
+        segment[place_K] = np.repeat(ragged_arange(count_B) + 1, size_M)
+        lead_M = self.lead_W[window_M]
+        static[place_K] = position_K < np.repeat(lead_M, size_M)
+        token, columns = self._gather(window_M, begin_M, lead_M, total)
+
+        def tensor(values: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(values.reshape(len(rows), self.context))
+
+        labelled = self.label_W is not None
+        return Batch(
+            token_BT=tensor(token),
+            position_BT=tensor(position),
+            segment_BT=tensor(segment),
+            static_BT=tensor(static),
+            columns={name: tensor(values) for name, values in columns.items()},
+            label_N=torch.from_numpy(self.label_W[window_M]) if self.label_W is not None else None,
+            last_N=torch.from_numpy(begin_M + size_M - 1) if labelled else None,
+        )
+
+    def _gather(
+        self, window_M: np.ndarray, begin_M: np.ndarray, lead_M: np.ndarray, total: int
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Tokens and further columns, flat over the batch's positions.
+
+        A column has no value of its own on a prefix: integers repeat the window's first token there, floats are NaN.
+        """
+        token = np.zeros(total, np.int64)
+        width = self.lead_WP.shape[1]
+        lead = np.arange(width) < lead_M[:, None]
+        token[(begin_M[:, None] + np.arange(width))[lead]] = self.lead_WP[window_M][lead]
+        if self.tail_W is not None:
+            token[begin_M + self.size_W[window_M] - 1] = self.tail_W[window_M]
+        names = self.timelines.column_names
+        columns = {name: _empty_column(self.timelines.tables[0].columns[name], total) for name in names}
+        subject_M = self.subject_W[window_M]
+        spans = zip(
+            self.timelines.shard_S[subject_M].tolist(),
+            self.start_W[window_M].tolist(),
+            self.length_W[window_M].tolist(),
+            begin_M.tolist(),
+            (begin_M + lead_M).tolist(),
+            strict=True,
+        )
+        tables = self.timelines.tables
+        extra = 0 if self.tail_W is None else 1
+        for shard, start, length, begin, first in spans:
+            token[first : first + length] = tables[shard].token[start : start + length]
+            for name, out in columns.items():
+                values = tables[shard].columns[name][start : start + length]
+                out[first : first + length] = values
+                if length and out.dtype != np.float32:
+                    out[begin:first] = values[0]
+                    out[first + length : first + length + extra] = values[-1]
+        return token, columns
+
+
+def _empty_column(like: np.ndarray, total: int) -> np.ndarray:
+    if like.dtype.kind == "f":
+        return np.full(total, np.nan, np.float32)
+    return np.zeros(total, bool if like.dtype.kind == "b" else np.int64)
+
+
+class Windows:
+    """Whole timelines for pretraining: every token of the split once an epoch.
+
+    A timeline that fits stays whole. A longer one is cut into consecutive windows; the first cut is at a random place
+    for each (seed, epoch, subject), so that what a window sees varies from epoch to epoch.
+    """
+
+    def __init__(self, store: TokenStore, split: str, context: int, seed: int):
+        self.timelines, self.context, self.seed = Timelines(store, split), context, seed
+        self.chunk = room(context, len(store.prefix))
+        if not self.timelines.length_S.sum():
+            raise DataError(f"{self.timelines.name} has no tokens")
+
+    def epoch(self, epoch: int) -> Rows:
+        """Rows of an epoch, shuffled."""
+        rng = np.random.default_rng([abs(self.seed), epoch])
+        return self._rows(_phase(self.timelines.subject_S, self.seed, epoch, self.chunk), rng)
+
+    def evaluation(self) -> Rows:
+        """Rows without randomness: cuts at multiples of the window, fixed order."""
+        return self._rows(np.full(len(self.timelines.subject_S), self.chunk), None)
+
+    def _rows(self, phase_S: np.ndarray, rng: np.random.Generator | None) -> Rows:
+        length_S = self.timelines.length_S
+        first_S = np.where(length_S > self.chunk, phase_S, length_S)
+        count_S = (length_S > 0) + -(-(length_S - first_S) // self.chunk)
+        subject_W = np.repeat(np.arange(len(length_S)), count_S)
+        number_W = ragged_arange(count_S)
+        end_W = np.minimum(first_S[subject_W] + number_W * self.chunk, length_S[subject_W])
+        begin_W = np.maximum(first_S[subject_W] + (number_W - 1) * self.chunk, 0)
+        begin_W[number_W == 0] = 0
+        start_W = self.timelines.start_S[subject_W] + begin_W
+        lead_WP = self.timelines.prefixes(subject_W, self.timelines.times(subject_W, start_W))
+        lead_W = np.full(len(subject_W), lead_WP.shape[1])
+        window_W, bound_R1 = pack(lead_W + end_W - begin_W, self.context, rng)
+        return Rows(
+            self.timelines, self.context, subject_W, start_W, end_W - begin_W, lead_W, lead_WP, window_W, bound_R1
+        )
+
+
+def room(context: int, prefix: int) -> int:
+    """Tokens of a window beside its prefix. Raises ConfigError when none fit."""
+    if context <= prefix:
+        raise ConfigError(f"train.context_length is {context}; the static prefix alone takes {prefix} positions")
+    return context - prefix
+
+
+def _phase(subject_S: np.ndarray, seed: int, epoch: int, chunk: int) -> np.ndarray:
+    """Length of the first window, 1 to chunk: a hash of (seed, epoch, subject), so the layout of shards is nothing."""
+    key = np.random.SeedSequence([abs(seed), epoch]).generate_state(1, np.uint64)[0]
+    with np.errstate(over="ignore"):  # splitmix64 is arithmetic modulo 2^64
+        x = (subject_S.astype(np.uint64) ^ key) + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+    return (x % np.uint64(chunk)).astype(np.int64) + 1
+
+
+class Samples:
+    """Labelled samples: what is visible of a subject at each prediction time, the latest tokens kept.
+
+    ``reserve`` positions of a window are left free. Raises DataError for subjects that the split does not have.
+    """
+
+    def __init__(self, store: TokenStore, split: str, labels: pa.Table, context: int, seed: int, reserve: int = 0):
+        self.timelines, self.context, self.seed = Timelines(store, split), context, seed
+        chunk = room(context, len(store.prefix) + reserve)
+        self.subject_N = self._find(labels["subject_id"].to_numpy())
+        time_N = labels["prediction_time"].cast(pa.int64()).to_numpy()
+        self.label_N = labels["boolean_value"].to_numpy(zero_copy_only=False).astype(np.float32)
+        first_N = self.timelines.start_S[self.subject_N]
+        visible_N = self._visible(time_N)
+        self.length_N = np.minimum(visible_N, chunk)
+        self.start_N = first_N + visible_N - self.length_N
+        # A subject with nothing visible has no first token: its prefix is what is known at the prediction time.
+        known_N = time_N.copy()
+        some = self.length_N > 0
+        known_N[some] = self.timelines.times(self.subject_N[some], self.start_N[some])
+        self.lead_NP = self.timelines.prefixes(self.subject_N, known_N)
+        self.lead_N = np.full(len(time_N), self.lead_NP.shape[1])
+        if not len(store.prefix):
+            self.lead_NP = np.full((len(time_N), 1), BOS)
+            self.lead_N = (~some).astype(np.int64)
+
+    def _find(self, wanted_N: np.ndarray) -> np.ndarray:
+        subject_S = self.timelines.subject_S
+        order = np.argsort(subject_S, kind="stable")
+        place_N = np.minimum(np.searchsorted(subject_S, wanted_N, sorter=order), len(subject_S) - 1)
+        found_N = order[place_N]
+        unknown = np.unique(wanted_N[subject_S[found_N] != wanted_N])
+        if len(unknown):
+            raise DataError(
+                f"{len(unknown)} of the {len(np.unique(wanted_N))} subjects in the labels are not in "
+                f"{self.timelines.name}; tokenize the dataset that the labels were made from, with the same splits"
+            )
+        return found_N
+
+    def _visible(self, time_N: np.ndarray) -> np.ndarray:
+        """How many tokens of each sample's subject are at or before the prediction time."""
+        lines = self.timelines
+        count_N = np.empty(len(time_N), np.int64)
+        for index, (subject, time) in enumerate(zip(self.subject_N.tolist(), time_N.tolist(), strict=True)):
+            start = lines.start_S[subject]
+            times = lines.tables[lines.shard_S[subject]].time[start : start + lines.length_S[subject]]
+            count_N[index] = np.searchsorted(times, time, side="right")
+        return count_N
+
+    def __len__(self) -> int:
+        return len(self.label_N)
+
+    def epoch(self, epoch: int) -> Rows:
+        """Rows of an epoch, shuffled."""
+        return self.rows(np.random.default_rng([abs(self.seed), epoch]))
+
+    def evaluation(self) -> Rows:
+        """Rows in a fixed order."""
+        return self.rows(None)
+
+    def rows(self, rng: np.random.Generator | None = None, tail: int | None = None) -> Rows:
+        """Samples packed into rows; window n of the rows is sample n. ``tail`` is one more token after each."""
+        size_N = self.lead_N + self.length_N + (tail is not None)
+        window_W, bound_R1 = pack(size_N, self.context, rng)
+        return Rows(
+            self.timelines,
+            self.context,
+            self.subject_N,
+            self.start_N,
+            self.length_N,
+            self.lead_N,
+            self.lead_NP,
+            window_W,
+            bound_R1,
+            self.label_N,
+            None if tail is None else np.full(len(size_N), tail),
+        )
+
+
+def load(store: TokenStore, split: str, labels: Path | None, context: int, seed: int) -> Windows | Samples:
+    """The split as an objective needs it: whole timelines, or the samples of a labels folder."""
+    if labels is None:
+        return Windows(store, split, context, seed)
+    samples = Samples(store, split, read_labels(labels, split), context, seed)
+    if not len(samples):
+        raise DataError(f"{labels / split}.parquet has no labels")
+    return samples

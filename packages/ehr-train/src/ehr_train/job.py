@@ -1,0 +1,72 @@
+"""A training job: everything that decides a run, as plain JSON when it travels."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ehr_core import config
+from ehr_core.errors import ConfigError
+from ehr_core.formats.folder import digest_of
+from ehr_core.plugins import KINDS
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ehr_train.settings import DdpConfig, TrainConfig
+
+
+@dataclass
+class TrainJob:
+    """Settings of the parts, and the folders to read and to make."""
+
+    store: str
+    """Token store with a ``train`` split, and ``tuning`` where losses are to be compared."""
+    output: str
+    """Run folder to make. While it is being made it is called ``OUTPUT.running``."""
+    model: Any
+    """Settings of a model. With ``start`` the run's own are used instead."""
+    objective: Any
+    """Settings of an objective."""
+    strategy: Any = field(default_factory=DdpConfig)
+    """Settings of a strategy; ``ddp`` serves any number of processes."""
+    trackers: dict[str, Any] = field(default_factory=dict)
+    """Settings of trackers by any name."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = 42
+    labels: str | None = None
+    """Labels folder with ``train.parquet`` (and ``tuning.parquet``), for labelled objectives."""
+    start: str | None = None
+    """Run folder to start the model from; its objective is not taken over."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        return config.to_plain(self)
+
+    @classmethod
+    def from_plain(cls, found: dict[str, Any]) -> "TrainJob":
+        """From JSON values. Raises ConfigError for settings that do not exist."""
+        parts = {kind: _part(kind, found[kind]) for kind in ("model", "objective", "strategy")}
+        trackers = {name: _part("tracker", settings) for name, settings in found["trackers"].items()}
+        try:
+            train = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), found["train"]))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"settings of train: {str(error).splitlines()[0]}") from error
+        plain = {name: found[name] for name in ("store", "output", "seed", "labels", "start")}
+        return cls(**plain, **parts, trackers=trackers, train=train)  # type: ignore[arg-type]
+
+    def digest(self, inputs: dict[str, str], world_size: int) -> str:
+        """sha256 of all that decides the losses: not where the result goes or who watches."""
+        found = self.to_plain()
+        deciding = {name: found[name] for name in ("model", "objective", "strategy", "train", "seed")}
+        free = ("log_every", "checkpoint_every", "checkpoint_every_seconds", "keep_epochs")
+        deciding["train"] = {name: value for name, value in found["train"].items() if name not in free}
+        return digest_of([deciding, inputs, world_size])
+
+
+def _part(kind: str, found: dict[str, Any] | None) -> Any:
+    assert kind in KINDS
+    return None if found is None else config.from_plain(kind, found)
+
+
+def running(output: Path) -> Path:
+    """Where a run is while it is being made."""
+    return output.with_name(f"{output.name}.running")

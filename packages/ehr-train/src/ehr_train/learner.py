@@ -1,0 +1,83 @@
+"""Model and objective together: made by name, started from a run, or loaded from one to predict."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ehr_core.batch import Batch, Loss
+from ehr_core.config import from_plain
+from ehr_core.errors import ConfigError, FormatError
+from ehr_core.formats.run import Run
+from ehr_core.formats.vocabulary import Vocabulary
+from ehr_core.plugins import build
+from torch import nn
+
+from ehr_train import checkpoint
+
+
+class Learner(nn.Module):
+    """What is placed on devices and optimized: called with a batch it returns the objective's loss."""
+
+    def __init__(self, model: nn.Module, objective: nn.Module):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch) -> Loss:
+        """Sum and count of the loss over a batch."""
+        return self.objective.loss(self.model, batch)
+
+
+def make_learner(model: Any, objective: Any, vocabulary: Vocabulary, columns: Sequence[str]) -> Learner:
+    """Build both parts from their settings."""
+    made = build("model", model, vocabulary_size=len(vocabulary), columns=list(columns))
+    return Learner(made, build("objective", objective, width=made.config.hidden_size))
+
+
+def open_run(path: Path | str) -> tuple[Run, dict[str, Any]]:
+    """A finished run and the content of its best checkpoint."""
+    run = Run(path)
+    return run, checkpoint.read(run.path / "checkpoints" / "best_model.pt")
+
+
+def start_from(learner: Learner, content: dict[str, Any], path: Path) -> None:
+    """Give the model the weights of a run's checkpoint; the objective keeps its fresh head."""
+    put(learner.model, content["model"], path)
+
+
+def put(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Load all weights, no more and no fewer. Raises FormatError that names the run."""
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise FormatError(f"the weights in {path} do not fit the model: {' '.join(lines[1:2])}") from error
+
+
+def load_run(path: Path | str, device: torch.device) -> tuple[Run, Learner]:
+    """A finished run with its best weights, on a device, ready to predict."""
+    run, content = open_run(path)
+    settings: dict[str, Any] = dict(run.settings)
+    model, objective = (from_plain(kind, settings[kind]) for kind in ("model", "objective"))
+    learner = make_learner(model, objective, run.vocabulary, content["model_configs"]["columns"])
+    put(learner.model, content["model"], run.path)
+    put(learner.objective, content["objective"], run.path)
+    return run, learner.to(device).eval()
+
+
+def context_length(wanted: int | None, model: nn.Module) -> int:
+    """Positions in a row. Raises ConfigError when the model has fewer, or does not say and none are given."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if wanted is None and limit is None:
+        raise ConfigError("the model does not say how many positions it has; give train.context_length")
+    if wanted is not None and limit is not None and wanted > limit:
+        raise ConfigError(f"train.context_length is {wanted}, and the model has {limit} positions; make one fit the other")
+    return int(wanted or limit)  # type: ignore[arg-type]
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context for a forward pass. Raises ConfigError for an unknown precision."""
+    if precision not in ("auto", "fp32", "bf16"):
+        raise ConfigError(f"train.precision is {precision!r}; it must be auto, fp32 or bf16")
+    on = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)

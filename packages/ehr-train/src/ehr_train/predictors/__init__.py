@@ -1,0 +1,1 @@
+"""Predictors: a run and labels to predictions."""

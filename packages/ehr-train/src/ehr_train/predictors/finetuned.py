@@ -1,0 +1,95 @@
+"""``finetuned``: the run's model, trained further on the labels of the train split, with a head for the question.
+
+The same trainer as for pretraining makes ``OUTPUT/run``: packed samples, plain binary cross-entropy, early stopping on
+the tuning labels. The best weights predict.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ehr_core.config import from_plain
+from ehr_core.errors import NotApplicable
+from ehr_core.formats.run import Run
+from ehr_core.formats.tables import label_splits, read_labels
+from ehr_core.plugins import registry
+from ehr_core.protocols import PredictionJob
+
+from ehr_train.data import Samples
+from ehr_train.job import TrainJob
+from ehr_train.launch import train
+from ehr_train.learner import autocast, load_run
+from ehr_train.predictors.samples import open_store, predict_splits, score
+from ehr_train.settings import DdpConfig, FinetunedConfig, TrainConfig
+from ehr_train.strategies import choose_device
+
+
+class Finetuned:
+    """See the module."""
+
+    needs_run = True
+
+    def __init__(self, settings: FinetunedConfig):
+        self.settings = settings
+
+    def predict(self, job: PredictionJob) -> None:
+        """Raises NotApplicable when the train labels are too few or of one class."""
+        store = open_store(job)
+        check_labels(job.labels, self.settings.min_labels)
+        output = Path(job.output) / "run"
+        train(self.training(job, output), job.world_size)
+        device = choose_device(self.settings.device)
+        run, learner = load_run(output, device)
+
+        def scorer(samples: Samples) -> np.ndarray:
+            with autocast("auto", device):
+                return score(
+                    samples.evaluation(),
+                    self.settings.batch_size,
+                    device,
+                    lambda batch: learner.objective.predict(learner.model, batch),
+                )
+
+        predict_splits(job, store, int(run.manifest.content["context_length"]), 0, scorer)
+
+    def training(self, job: PredictionJob, output: Path) -> TrainJob:
+        """The job that fine-tunes."""
+        settings = self.settings
+        begin = Run(job.run or "")
+        objective = registry().get("objective", settings.objective).config
+        assert objective is not None, f"objective {settings.objective} has no settings"
+        found: dict[str, Any] = dict(begin.settings)
+        return TrainJob(
+            store=str(job.store),
+            output=str(output),
+            model=from_plain("model", found["model"]),
+            objective=objective(),
+            # The output layer of a model that does not tie it gets no gradient here.
+            strategy=DdpConfig(device=settings.device, find_unused_parameters=True),
+            train=TrainConfig(
+                name="finetune",
+                context_length=int(begin.manifest.content["context_length"]),
+                batch_size=settings.batch_size,
+                learning_rate=settings.learning_rate,
+                weight_decay=settings.weight_decay,
+                max_epochs=settings.max_epochs,
+                patience=settings.patience,
+                keep_epochs=0,
+            ),
+            seed=job.seed,
+            labels=str(job.labels),
+            start=str(job.run),
+        )
+
+
+def check_labels(folder: Path, least: int) -> None:
+    """Raise NotApplicable unless there are enough train labels of both classes."""
+    if "train" not in label_splits(folder):
+        raise NotApplicable(f"{folder.name} has no labels of the train split, so there is nothing to fine-tune on")
+    values = read_labels(folder, "train")["boolean_value"].to_numpy(zero_copy_only=False)
+    fewest = min(int(values.sum()), int((~values).sum()))
+    if len(values) < least or fewest < 2:
+        raise NotApplicable(
+            f"{len(values)} train labels, {fewest} of the rarer class, are too few to fine-tune on; at least {least} "
+            "with 2 of each class are needed"
+        )

@@ -1,0 +1,169 @@
+"""The documents of a run folder: what was asked for, on what, with which code, and what came out."""
+
+import importlib
+import importlib.metadata
+import inspect
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ehr_core.formats import run as run_format
+from ehr_core.formats.folder import Manifest, write_json, write_manifest
+from ehr_core.formats.tokens import PREFIX, TOKENIZER
+from ehr_core.formats.vocabulary import FILE as VOCABULARY
+from ehr_core.plugins import registry
+from omegaconf import OmegaConf
+from safetensors.torch import save_model
+from transformers.utils import logging
+
+from ehr_train import checkpoint
+from ehr_train.__about__ import __version__
+from ehr_train.job import TrainJob
+from ehr_train.learner import Learner, put
+from ehr_train.trainer import State, Trainer
+
+
+def begin(folder: Path, job: TrainJob, store: Path) -> None:
+    """Write what is known before the first step: settings, environment, source, the tokenizer."""
+    plain = job.to_plain()
+    write_json(folder / "hyperparameters.json", plain)
+    (folder / ".hydra").mkdir(exist_ok=True)
+    (folder / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)))
+    installed = {f"{d.name}=={d.version}" for d in importlib.metadata.distributions() if d.name}
+    lines = [f"# Python {platform.python_version()}, {platform.platform()}", *sorted(installed, key=str.lower)]
+    (folder / "environment.txt").write_text("\n".join(lines) + "\n")
+    (folder / "tokenizer").mkdir(exist_ok=True)
+    for name in (VOCABULARY, PREFIX, TOKENIZER):
+        if (store / name).is_file():
+            shutil.copyfile(store / name, folder / "tokenizer" / name)
+    modules = [registry().get(kind, getattr(job, kind).name).target.partition(":")[0] for kind in ("model", "objective")]
+    snapshot(folder / "source", ["ehr_train", *modules])
+
+
+def snapshot(folder: Path, modules: Sequence[str]) -> None:
+    """Copy the source of modules; of a package all its Python files."""
+    for name in modules:
+        found = inspect.getsourcefile(importlib.import_module(name))
+        if found is None:
+            continue
+        source = Path(found)
+        package = source.name == "__init__.py"
+        base = source.parent if package else source
+        for path in sorted(base.rglob("*.py")) if package else [source]:
+            target = folder.joinpath(*name.split(".")) if package else folder.joinpath(*name.split(".")[:-1])
+            target = target / (path.relative_to(base) if package else path.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def finish(folder: Path, job: TrainJob, trainer: Trainer, inputs: dict[str, str], content: dict[str, Any]) -> None:
+    """Write the best model, the figures and the manifest. Doing it twice gives the same."""
+    best = checkpoint.read(folder / "checkpoints" / "best_model.pt")
+    learner = trainer.learner
+    put(learner.model, best["model"], folder)
+    put(learner.objective, best["objective"], folder)
+    logging.disable_progress_bar()  # one bar a file would stand between the lines of ours
+    learner.model.save_pretrained(folder / "model")
+    logging.enable_progress_bar()
+    if learner.objective.state_dict():
+        save_model(learner.objective, str(folder / "objective.safetensors"))
+    for leftover in [*(folder / "checkpoints").glob(".*.partial"), *(folder / "logs").glob("error_rank_*.txt")]:
+        leftover.unlink()
+    state = trainer.state
+    write_json(folder / "logs" / "metrics_history.json", state.history)
+    write_json(folder / "metadata.json", metadata(trainer))
+    summary = summarize(state, trainer)
+    write_json(folder / "summary.json", summary)
+    (folder / "SUMMARY.txt").write_text(describe(summary, job, trainer))
+    plot_losses(folder / "plots" / "loss.png", state)
+    settings = job.to_plain()
+    kept = {name: settings[name] for name in ("model", "objective", "strategy", "train", "trackers", "seed")}
+    parts = [registry().version(kind, getattr(job, kind).name) for kind in ("model", "objective", "strategy")]
+    made_by = sorted({f"ehr-train=={__version__}", *parts})
+    settings = {**kept, "world_size": trainer.share.world_size}
+    write_manifest(folder, Manifest(run_format.FORMAT, run_format.VERSION, made_by, settings, inputs, content))
+
+
+def metadata(trainer: Trainer) -> dict[str, Any]:
+    """Machine, versions, size and speed."""
+    state, device = trainer.state, trainer.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device_type": device.type,
+        "world_size": trainer.share.world_size,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("ehr-core", "ehr-train", "torch", "transformers", "numpy", "safetensors")
+        }
+        | {"python": sys.version.split()[0]},
+        "parameters": count_parameters(trainer.learner),
+        "context_length": trainer.data.context,
+        "rows_per_step": trainer.share.rows,
+        "tokens": state.tokens,
+        "seconds": round(state.seconds, 3),
+        "tokens_per_second": round(state.tokens / state.seconds, 1) if state.seconds else 0.0,
+    }
+
+
+def count_parameters(learner: Learner) -> dict[str, int]:
+    """Parameters of model and objective, and how many are trained; shared ones count once."""
+    return {
+        "model": sum(p.numel() for p in learner.model.parameters()),
+        "objective": sum(p.numel() for p in learner.objective.parameters()),
+        "trained": sum(p.numel() for p in learner.parameters() if p.requires_grad),
+    }
+
+
+def summarize(state: State, trainer: Trainer) -> dict[str, Any]:
+    """The result in a few numbers."""
+    losses = [entry["loss"] for entry in state.history if "loss" in entry]
+    return {
+        "steps": state.step,
+        "planned_steps": trainer.total,
+        "epochs": round(state.epoch + state.index / trainer.per_epoch, 3),
+        "stopped": state.stopped,
+        "best_step": state.best_step,
+        "best_tuning_loss": state.best_loss,
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+        "tokens": state.tokens,
+    }
+
+
+def describe(summary: dict[str, Any], job: TrainJob, trainer: Trainer) -> str:
+    """SUMMARY.txt."""
+    best = summary["best_tuning_loss"]
+    tuning = "no tuning split" if best is None else f"tuning loss {best:.4f}"
+    found = metadata(trainer)
+    return (
+        f"{job.model.name} trained with {job.objective.name}, seed {job.seed}\n"
+        f"best model: step {summary['best_step']}, {tuning}\n"
+        f"steps: {summary['steps']} of {summary['planned_steps']} ({summary['epochs']} epochs); {summary['stopped']}\n"
+        f"parameters: {found['parameters']['trained']:,} trained\n"
+        f"speed: {found['tokens_per_second']:,.0f} tokens/s, {found['seconds']:.0f} s, "
+        f"{found['world_size']} process(es) on {found['device_type']}\n"
+    )
+
+
+def plot_losses(path: Path, state: State) -> None:
+    """Training and tuning loss over steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, label, marker in (("loss", "train", ""), ("tuning_loss", "tuning", "o")):
+        points = [(entry["step"], entry[name]) for entry in state.history if name in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, marker=marker)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss per predicted item")
+    axes.legend()
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,68 @@
+"""Trackers that need no service: lines of JSON, and TensorBoard event files."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from ehr_train.settings import JsonlConfig, TensorBoardConfig
+
+
+class Jsonl:
+    """``logs/metrics.jsonl``: one object a line with ``step``; NaN is null."""
+
+    def __init__(self, settings: JsonlConfig):
+        self._file: TextIO | None = None
+
+    def start(self, folder: Path, settings: Mapping[str, Any], step: int) -> None:
+        """Open, and drop what an earlier life logged at ``step`` and later, or did not finish writing."""
+        path = folder / "logs" / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+        path.write_text("".join(kept))
+        self._file = path.open("a")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One line."""
+        assert self._file is not None, "start comes first"
+        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **plain}) + "\n")
+        self._file.flush()
+
+    def finish(self, status: str) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class TensorBoard:
+    """Event files in ``tensorboard/``, on disk after every entry so that a kill loses none."""
+
+    def __init__(self, settings: TensorBoardConfig):
+        self._writer: Any = None
+
+    def start(self, folder: Path, settings: Mapping[str, Any], step: int) -> None:
+        """Open; readers of the files forget what an earlier life logged at ``step`` and later."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder / "tensorboard"
+        path.mkdir(parents=True, exist_ok=True)
+        earlier = any(path.glob("events.*"))
+        self._writer = SummaryWriter(str(path), purge_step=step if earlier else None)
+        if not earlier:
+            self._writer.add_text("settings", f"```\n{json.dumps(dict(settings), indent=2)}\n```", 0)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One scalar a name."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def finish(self, status: str) -> None:
+        """Close the writer."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

@@ -1,0 +1,49 @@
+"""One process of several: ``python -m ehr_train.worker FOLDER``, started by `ehr_train.launch`.
+
+It trains the job in FOLDER/job.json as the rank that its environment names, leaves an error as FOLDER/error_RANK.json,
+and ends when the process that started it does.
+"""
+
+import os
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from ehr_core.errors import EhrError
+from ehr_core.formats.folder import read_json, write_json
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+def main(folder: Path) -> int:
+    """Exit status 0, or 1 after writing the error."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    rank = int(os.environ["RANK"])
+    try:
+        from ehr_train.group import Group
+        from ehr_train.job import TrainJob
+        from ehr_train.launch import train_here
+
+        group = Group.join()
+        train_here(TrainJob.from_plain(read_json(folder / "job.json")))
+        group.leave()
+        return 0
+    except EhrError as error:
+        report = {"rank": rank, "kind": type(error).__name__, "message": str(error)}
+    except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        report = {"rank": rank, "kind": "EhrError", "message": f"process {rank} failed: {reason}"}
+        report["traceback"] = traceback.format_exc()
+    write_json(folder / f"error_{rank}.json", report)
+    return 1
+
+
+if __name__ == "__main__":
+    status = main(Path(sys.argv[1]))
+    sys.stderr.flush()
+    os._exit(status)  # a process group that lost a member may hang while Python takes it down
