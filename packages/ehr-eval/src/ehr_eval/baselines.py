@@ -51,7 +51,7 @@ class Logistic:
     def predict_proba(self, features_NF: np.ndarray) -> np.ndarray:
         """Probability (N,) of the positive class."""
         logit_N = self._columns(features_NF) @ self.weight_F + self.bias
-        return np.exp(-np.logaddexp(0.0, -logit_N))
+        return np.asarray(np.exp(-np.logaddexp(0.0, -logit_N)))
 
     def _fit_columns(self, train_NF: np.ndarray) -> None:
         """Everything that is fitted before the regression, from the train split."""

@@ -1,0 +1,204 @@
+"""Small worlds: events written row by row, and parts of a plugin that lives for one test."""
+
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import ehr_core.config
+import ehr_core.plugin
+import ehr_core.plugins
+import ehr_eval.plugin
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from ehr_core import Component, NotApplicable, hookimpl
+from ehr_core.formats.tables import prediction_table, read_labels, write_predictions
+
+SCHEMA = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
+START = datetime(2020, 1, 1)
+
+
+def day(number):
+    return None if number is None else START + timedelta(days=number)
+
+
+def frame(rows):
+    """Events from rows (subject, day or None, code[, value])."""
+    return pl.DataFrame([(s, day(t), c, *(v or (None,))) for s, t, c, *v in rows], SCHEMA, orient="row")
+
+
+def write_meds(folder: Path, **splits) -> Path:
+    """A dataset with, per split, a list of shards, each a frame of events."""
+    for split, shards in splits.items():
+        for number, events in enumerate(shards):
+            path = folder / "data" / split / f"{number}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            events.write_parquet(path)
+    return folder
+
+
+def cohort(subjects, seed):
+    """Stays of which the sick (high LAB//A) die, twice in ten without that reason; about a third come back."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for subject in subjects:
+        rows.append((subject, None, f"GENDER//{'FM'[subject % 2]}"))
+        rows.append((subject, -365.25 * rng.integers(20, 90), "MEDS_BIRTH"))
+        start = float(rng.integers(0, 20))
+        for _ in range(1 + rng.integers(2)):
+            sick = rng.random() < 0.35
+            rows.append((subject, start, "HOSPITAL_ADMISSION//ER"))
+            rows += [(subject, start + h / 24, "LAB//A", rng.normal(3.0 * sick, 1.0)) for h in range(1, 6)]
+            rows += [(subject, start + h / 24, f"NOTE//{rng.integers(4)}") for h in range(1, 4)]
+            if rng.random() < (0.8 if sick else 0.05):
+                rows.append((subject, start + 3, "MEDS_DEATH"))
+                break
+            rows.append((subject, start + 4, "HOSPITAL_DISCHARGE//HOME"))
+            start += 4 + float(rng.integers(5, 60))
+    rows.append((subjects[0], 400.0, "CLINIC"))
+    return frame(rows)
+
+
+@dataclass
+class FolderConfig:
+    """A MEDS dataset that is there already."""
+
+    name: str = "meds"
+    path: str = "???"
+
+
+class FolderSource:
+    def __init__(self, settings):
+        self.path = Path(settings.path)
+
+    def provide(self, output, executor):
+        return self.path
+
+    def fingerprint(self):
+        return {"path": "same"}
+
+
+@dataclass
+class PredictorConfig:
+    """Answers with one number."""
+
+    name: str = "steady"
+    answer: float = 0.5
+    lose_rows: bool = False
+
+
+class Steady:
+    needs_run = False
+
+    def __init__(self, settings):
+        self.settings = settings
+
+    def predict(self, job):
+        assert job.outcome is None or job.outcome.positive
+        tables = []
+        for split in job.splits:
+            labels = read_labels(job.labels, split).select(["subject_id", "prediction_time", "boolean_value"])
+            labels = labels.slice(0, len(labels) - 1) if self.settings.lose_rows else labels
+            tables.append(prediction_table(labels, split, np.full(len(labels), self.settings.answer)))
+        write_predictions(job.output / "predictions.parquet", pa.concat_tables(tables))
+
+
+@dataclass
+class RunPredictorConfig:
+    """Wants a run."""
+
+    name: str = "hungry"
+
+
+class Hungry(Steady):
+    needs_run = True
+
+    def __init__(self, settings):
+        super().__init__(PredictorConfig())
+
+
+@dataclass
+class RefusingConfig:
+    """Never applicable."""
+
+    name: str = "refusing"
+    reasons: list = field(default_factory=list)
+
+
+class Refusing:
+    needs_run = False
+
+    def __init__(self, settings):
+        pass
+
+    def predict(self, job):
+        raise NotApplicable("this cohort has no such code")
+
+
+def _parts_module():
+    spec = importlib.machinery.ModuleSpec("ehr_eval_test_parts", None)
+    module = importlib.util.module_from_spec(spec)
+    module.__dict__.update(FolderSource=FolderSource, Steady=Steady, Hungry=Hungry, Refusing=Refusing)
+
+    @hookimpl
+    def ehr_sources():
+        yield Component(name="meds", target="ehr_eval_test_parts:FolderSource", config=FolderConfig)
+
+    @hookimpl
+    def ehr_predictors():
+        yield Component(name="steady", target="ehr_eval_test_parts:Steady", config=PredictorConfig)
+        yield Component(name="hungry", target="ehr_eval_test_parts:Hungry", config=RunPredictorConfig)
+        yield Component(name="refusing", target="ehr_eval_test_parts:Refusing", config=RefusingConfig)
+
+    module.ehr_sources, module.ehr_predictors = ehr_sources, ehr_predictors
+    return module
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """Only ehr-core, ehr-eval and the parts above are installed; whatever else the environment has is unseen."""
+    module = _parts_module()
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    found = ehr_core.plugins.discover({"core": ehr_core.plugin, "eval": ehr_eval.plugin, "parts": module})
+    monkeypatch.setattr(ehr_core.plugins, "registry", lambda: found)
+    monkeypatch.setattr(ehr_core.config, "registry", lambda: found)
+    return types.SimpleNamespace(
+        source=FolderConfig,
+        steady=PredictorConfig,
+        hungry=RunPredictorConfig,
+        refusing=RefusingConfig,
+    )
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A dataset of 260 subjects in two train shards, tuning and held_out."""
+    return write_meds(
+        tmp_path / "meds",
+        train=[cohort(range(1, 90), 1), cohort(range(90, 180), 2)],
+        tuning=[cohort(range(180, 220), 3)],
+        held_out=[cohort(range(220, 261), 4)],
+    )
+
+
+@pytest.fixture
+def events():
+    """`frame`, for tests that write their events row by row."""
+    return frame
+
+
+@pytest.fixture
+def dataset():
+    """`write_meds`."""
+    return write_meds
+
+
+@pytest.fixture
+def at():
+    """`day`: the time of a day number."""
+    return day
