@@ -1,6 +1,7 @@
 """The page of hooks says what hookspecs.py says, and every plugin on it works."""
 
 import contextlib
+import dataclasses
 import importlib
 import inspect
 import re
@@ -11,7 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from ehr_core import hookspecs
-from ehr_core.formats.tables import read_predictions, write_labels
+from ehr_core.formats.folder import Manifest
+from ehr_core.formats.tables import PREDICTION_SCHEMA, TRUTH, read_predictions, write_labels
+from ehr_core.formats.tokens import FIXED, Prefix
+from ehr_core.formats.vocabulary import Token
 from ehr_core.plugins import KINDS, discover
 from ehr_core.protocols import PredictionJob
 from ehr_core.testing import checks, tiny
@@ -62,6 +66,21 @@ def test_every_section_begins_with_what_the_hook_says_of_itself():
         assert said in " ".join(text.split()), f"{name}: the page does not say {said!r}"
 
 
+def test_every_section_names_the_group_of_settings():
+    for heading, text in sections(PAGE).items():
+        kind = next(place for place in KINDS.values() if heading.startswith(place.hook))
+        assert not kind.group or f"Group `{kind.group}`" in text, heading
+
+
+def test_the_page_of_formats_names_every_field():
+    text = (DOCS / "formats.md").read_text()
+    names = [field.name for field in dataclasses.fields(Manifest)]
+    names += [*FIXED, *(field.name for field in dataclasses.fields(Prefix))]
+    names += ["id", *(field.name for field in dataclasses.fields(Token))]
+    names += [*PREDICTION_SCHEMA.names, TRUTH]
+    assert [name for name in names if f"`{name}`" not in text] == []
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_plugin_of_every_section_works(kind, tmp_path):
     text = next(text for heading, text in sections(PAGE).items() if heading.startswith(KINDS[kind].hook))
@@ -103,7 +122,7 @@ def try_predictor(kind, component, folder):
             "boolean_value": [True] + [False] * (size - 1),
         }
         write_labels(folder / "labels" / f"{split}.parquet", pa.table(columns))
-    job = PredictionJob(meds=folder, labels=folder / "labels", output=folder / "out")
+    job = PredictionJob(meds=folder, labels=folder / "labels", output=folder / "out", work=folder / "work")
     component.load()(component.config()).predict(job)
     found = read_predictions(folder / "out" / "predictions.parquet")
     assert np.allclose(found["predicted_boolean_probability"], 0.25)
