@@ -190,6 +190,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def dev(session: nox.Session) -> None:
+    """An environment to work in: everything editable, with the tools. Activate .nox/dev."""
+    install(session, list(PACKAGES), *CHECK, "ruff", "mypy", "pre-commit", tests=True)
+    session.log(f"activate it: . {Path(session.bin).relative_to(ROOT)}/activate")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks given after --, for example `nox -s bench -- benchmarks/x.py`; without any, list them."""
     scripts = sorted((ROOT / "benchmarks").glob("*.py"))
