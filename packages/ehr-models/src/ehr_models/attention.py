@@ -53,6 +53,10 @@ def _flex() -> Callable[..., Any]:
     return torch.compile(flex_attention)
 
 
+class ResidualLinear(nn.Linear):
+    """A linear layer that writes to the residual stream; it starts smaller, by the number of such layers."""
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one projection each for queries, keys, values and output."""
 
@@ -63,7 +67,7 @@ class SelfAttention(nn.Module):
         self.q_proj = nn.Linear(width, width, bias=bias)
         self.k_proj = nn.Linear(width, width, bias=bias)
         self.v_proj = nn.Linear(width, width, bias=bias)
-        self.o_proj = nn.Linear(width, width, bias=bias)
+        self.o_proj = ResidualLinear(width, width, bias=bias)
 
     def forward(self, x_BTD: Tensor, layout: Layout) -> Tensor:
         """(B, T, D) to (B, T, D)."""

@@ -16,8 +16,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
-from ehr_models.attention import SelfAttention
-from ehr_models.blocks import MLP, Embeddings
+from ehr_models.attention import ResidualLinear
+from ehr_models.blocks import Embeddings
 from ehr_models.layout import positions_of
 
 PAD, BOS, EOS = 0, 1, 2
@@ -119,6 +119,8 @@ class EhrModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """GPT-2's: normal with 0.02; what writes to the residual stream is scaled by the number of writers."""
         std = self.config.initializer_range
+        if isinstance(module, ResidualLinear):
+            std /= math.sqrt(2 * self.config.num_hidden_layers)
         if isinstance(module, nn.Linear | nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=std)
             if isinstance(module, nn.Linear) and module.bias is not None:
@@ -127,9 +129,6 @@ class EhrModel(PreTrainedModel):
             init.ones_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, SelfAttention | MLP):
-            last = module.o_proj if isinstance(module, SelfAttention) else module.down_proj
-            init.normal_(last.weight, mean=0.0, std=std / math.sqrt(2 * self.config.num_hidden_layers))
 
     @torch.no_grad()
     def resize_token_embeddings(
@@ -210,6 +209,8 @@ class EhrModel(PreTrainedModel):
         or tensors are missing, foreign or of another shape: transformers would start those at random.
         """
         kwargs.setdefault("local_files_only", True)
+        if kwargs["local_files_only"] and not os.path.isdir(path):
+            raise FormatError(f"{path} is not a folder; expected a saved model with config.json and model.safetensors")
         stored = cls.config_class.from_pretrained(path, local_files_only=kwargs["local_files_only"])
         given = kwargs.get("config")
         wanted = kwargs.pop("vocab_size", stored.vocab_size if given is None else given.vocab_size)

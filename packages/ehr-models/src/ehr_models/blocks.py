@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ehr_models.attention import SelfAttention
+from ehr_models.attention import ResidualLinear, SelfAttention
 from ehr_models.layout import Layout
 
 
@@ -28,7 +28,7 @@ class MLP(nn.Module):
         super().__init__()
         self.up_proj = nn.Linear(width, inner, bias=bias)
         self.activation = nn.GELU()
-        self.down_proj = nn.Linear(inner, width, bias=bias)
+        self.down_proj = ResidualLinear(inner, width, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""

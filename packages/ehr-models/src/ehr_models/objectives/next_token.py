@@ -31,14 +31,21 @@ class NextToken(nn.Module):
         output = model(**batch.inputs())
         hidden, target = output.last_hidden_state.flatten(0, 1), target_BT.flatten()
         count = (target != IGNORED).sum().float()
-        if hidden.device.type == "cpu":
-            # On an accelerator the number of rows would have to be waited for, and packed rows have few to leave out.
+        if gathers(hidden):
             index_K = (target != IGNORED).nonzero().flatten()
             hidden, target = hidden[index_K], target[index_K]
         logits = model.lm_logits(hidden).float()
         with torch.autocast(logits.device.type, enabled=False):
             total = functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
         return with_auxiliary(total, count, output.losses)
+
+
+def gathers(hidden: Tensor) -> bool:
+    """Whether to compute logits only where there is a target.
+
+    Not on an accelerator: it would have to wait for their number, and packed rows have few positions to leave out.
+    """
+    return hidden.device.type == "cpu"
 
 
 def next_tokens(batch: Batch) -> Tensor:

@@ -1,0 +1,97 @@
+"""Every way to compute attention against a loop over positions."""
+
+import pytest
+import torch
+from ehr_models.attention import attend
+from ehr_models.layout import Layout, block_mask, dense_mask, make_layout, positions_of
+
+SEGMENTS = {
+    "whole rows": [[1] * 96, [1] * 96],
+    "long segments": [[1] * 50 + [2] * 46, [1] * 96],
+    "right padding": [[1] * 96, [1] * 40 + [0] * 56],
+    "left padding": [[0] * 30 + [1] * 66, [1] * 96],
+    "a row of padding": [[1] * 96, [0] * 96],
+    "short segments": [[1 + i // 3 for i in range(96)], [1] * 90 + [0] * 6],
+    "a hole": [[1] * 40 + [0] * 10 + [1] * 46, [1] * 96],
+}
+
+
+def by_hand(q, k, v, segment, causal):
+    out = torch.zeros_like(q)
+    for b in range(q.shape[0]):
+        for t in range(q.shape[1]):
+            seen = segment[b] == segment[b, t]
+            if causal:
+                seen = seen & (torch.arange(q.shape[1]) <= t)
+            score = torch.einsum("hc,shc->hs", q[b, t], k[b, seen]) / q.shape[-1] ** 0.5
+            out[b, t] = torch.einsum("hs,shc->hc", score.softmax(-1), v[b, seen])
+    return out
+
+
+def kind(layout: Layout) -> str:
+    if layout.lengths is not None:
+        return "runs"
+    return "blocks" if layout.blocks is not None else "whole" if layout.mask is None else "mask"
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_the_layout_chosen_for_any_segments_agrees_with_a_loop(name, causal):
+    segment = torch.tensor(SEGMENTS[name])
+    q, k, v = torch.randn(3, 2, 96, 2, 8)
+    found = attend(q, k, v, make_layout(segment, causal, 8))
+    real = segment != 0
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found[real], by_hand(q, k, v, segment, causal)[real])
+
+
+def test_each_kind_of_batch_gets_the_cheapest_exact_layout():
+    chosen = {name: kind(make_layout(torch.tensor(rows), True, 8)) for name, rows in SEGMENTS.items()}
+    assert chosen == {
+        "whole rows": "whole",
+        "long segments": "mask",  # too little work in them to be worth a call each
+        "right padding": "runs",
+        "left padding": "runs",
+        "a row of padding": "runs",
+        "short segments": "mask",
+        "a hole": "mask",
+    }
+    assert kind(make_layout(torch.tensor([[1] * 200 + [2] * 312] * 4), True, 8)) == "runs"
+    assert kind(make_layout(None, True, 8)) == "whole"
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_block_mask_shows_what_the_dense_mask_shows(causal):
+    segment = torch.tensor([[1] * 100 + [2] * 140 + [0] * 16, [1] * 7 + [2] * 249])
+    blocks = block_mask(segment, causal)
+    index = torch.arange(256)
+    shown = blocks.mask_mod(torch.arange(2)[:, None, None], torch.tensor(0), index[:, None], index[None, :])
+    assert torch.equal(shown, dense_mask(segment, causal)[:, 0])
+
+
+def test_flex_attention_agrees_with_a_loop():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    segment = torch.tensor([[1] * 100 + [2] * 140 + [0] * 16])
+    q, k, v = torch.randn(3, 1, 256, 2, 16)
+    found = flex_attention(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=block_mask(segment, True))
+    real = segment != 0
+    torch.testing.assert_close(found.transpose(1, 2)[real], by_hand(q, k, v, segment, True)[real])
+
+
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_gradients_do_not_depend_on_the_layout(name):
+    segment = torch.tensor(SEGMENTS[name])
+    weight = torch.randn(2, 96, 2, 8) * (segment != 0)[..., None, None]
+    grads = []
+    for layout in (make_layout(segment, True, 8), Layout(True, mask=dense_mask(segment, True))):
+        torch.manual_seed(1)
+        qkv = torch.randn(3, 2, 96, 2, 8, requires_grad=True)
+        (attend(*qkv, layout) * weight).sum().backward()
+        grads.append(qkv.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_positions_count_from_zero_in_each_run():
+    segment = torch.tensor([[1, 1, 1, 2, 2, 0, 0], [0, 0, 1, 1, 1, 1, 1]])
+    assert positions_of(segment).tolist() == [[0, 1, 2, 0, 1, 0, 1], [0, 1, 0, 1, 2, 3, 4]]

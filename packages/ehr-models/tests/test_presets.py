@@ -1,0 +1,45 @@
+"""Presets by name, and the sizes that the documentation states."""
+
+import pytest
+from ehr_core import config
+from ehr_core.plugins import build
+from ehr_models.settings import GPTConfig
+from omegaconf import OmegaConf
+
+
+def preset(name: str) -> GPTConfig:
+    from hydra import compose, initialize
+    from hydra.core.global_hydra import GlobalHydra
+
+    config.register()
+    GlobalHydra.instance().clear()
+    with initialize(version_base="1.3", config_path=None):
+        return OmegaConf.to_object(compose(overrides=[f"+model={name}"]).model)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("gpt2_tiny", 467_136), ("gpt2_small_monolith", 47_490_816), ("gpt", 787_104)],
+)
+def test_presets_have_the_parameters_that_are_documented(name, parameters):
+    settings = preset(name)
+    assert isinstance(settings, GPTConfig)
+    model = build("model", settings, vocabulary_size=4480, columns=[])
+    assert model.num_parameters() == parameters
+
+
+def test_the_dense_model_of_the_paper_is_of_its_shape():
+    found = preset("gpt2_small_monolith")
+    assert (found.num_layers, found.num_heads, found.width, found.context_length) == (6, 12, 768, 2048)
+    assert found.dropout == 0.3
+
+
+def test_the_presets_are_offered():
+    assert {"gpt", "gpt2_tiny", "gpt2_small_monolith"} <= set(config.options()["model"])
+
+
+def test_objectives_are_built_by_name():
+    from ehr_models.settings import ClassificationConfig, NextTokenConfig
+
+    assert build("objective", NextTokenConfig(), width=8).labelled is False
+    assert build("objective", ClassificationConfig(), width=8).labelled is True
