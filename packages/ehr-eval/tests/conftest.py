@@ -7,6 +7,7 @@ import types
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import ehr_core.config
 import ehr_core.plugin
@@ -17,7 +18,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from ehr_core import Component, NotApplicable, hookimpl
+from ehr_core.formats.folder import Manifest, write_json, write_manifest
 from ehr_core.formats.tables import prediction_table, read_labels, write_predictions
+from ehr_core.formats.vocabulary import Vocabulary
 
 SCHEMA = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
 START = datetime(2020, 1, 1)
@@ -90,6 +93,8 @@ class PredictorConfig:
     name: str = "steady"
     answer: float = 0.5
     lose_rows: bool = False
+    dies: bool = False
+    resumes: bool = False
 
 
 class Steady:
@@ -100,6 +105,10 @@ class Steady:
 
     def predict(self, job):
         assert job.outcome is None or job.outcome.positive
+        (job.work / "begun").touch()
+        if self.settings.dies:
+            raise RuntimeError("killed")
+        assert not self.settings.resumes or (job.work / "earlier").is_file()
         tables = []
         for split in job.splits:
             labels = read_labels(job.labels, split).select(["subject_id", "prediction_time", "boolean_value"])
@@ -120,6 +129,26 @@ class Hungry(Steady):
 
     def __init__(self, settings):
         super().__init__(PredictorConfig())
+
+    def predict(self, job):
+        assert (job.run / "manifest.json").is_file()
+        (job.output / "store.txt").write_text((job.store / "made.txt").read_text())
+        super().predict(job)
+
+
+@dataclass
+class TokenizeConfig:
+    """Tokens are one text file here."""
+
+    defaults: list = field(default_factory=lambda: [{"source": "meds"}, "_self_"])
+    source: Any = "???"
+    output: str = "???"
+    fitted: str | None = None
+
+
+def tokenize(settings):
+    Path(settings.output).mkdir()
+    (Path(settings.output) / "made.txt").write_text(f"{Path(settings.source.path).name} {Path(settings.fitted).name}")
 
 
 @dataclass
@@ -143,7 +172,7 @@ class Refusing:
 def _parts_module():
     spec = importlib.machinery.ModuleSpec("ehr_eval_test_parts", None)
     module = importlib.util.module_from_spec(spec)
-    module.__dict__.update(FolderSource=FolderSource, Steady=Steady, Hungry=Hungry, Refusing=Refusing)
+    module.__dict__.update({part.__name__: part for part in (FolderSource, Steady, Hungry, Refusing, tokenize)})
 
     @hookimpl
     def ehr_sources():
@@ -155,7 +184,11 @@ def _parts_module():
         yield Component(name="hungry", target="ehr_eval_test_parts:Hungry", config=RunPredictorConfig)
         yield Component(name="refusing", target="ehr_eval_test_parts:Refusing", config=RefusingConfig)
 
-    module.ehr_sources, module.ehr_predictors = ehr_sources, ehr_predictors
+    @hookimpl
+    def ehr_commands():
+        yield Component(name="tokenize", target="ehr_eval_test_parts:tokenize", config=TokenizeConfig)
+
+    module.ehr_sources, module.ehr_predictors, module.ehr_commands = ehr_sources, ehr_predictors, ehr_commands
     return module
 
 
@@ -173,6 +206,21 @@ def parts(monkeypatch):
         hungry=RunPredictorConfig,
         refusing=RefusingConfig,
     )
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "logs").mkdir(parents=True)
+    (folder / "tokenizer").mkdir()
+    Vocabulary.build([]).save(folder / "tokenizer")
+    history = [{"step": s, "loss": 3.0 / s, "tuning_loss": 4.0 / s, "speed": s} for s in range(1, 9)]
+    for row in history:
+        row.update({"tuning/loss": None} if row["step"] == 2 else {})
+    write_json(folder / "logs" / "metrics_history.json", history)
+    settings = {"model": {"name": "tiny"}, "objective": {"name": "next_token"}}
+    write_manifest(folder, Manifest("run", 1, ["ehr-train==0.1.0"], settings))
+    return folder
 
 
 @pytest.fixture

@@ -147,6 +147,36 @@ def test_a_predictor_that_needs_a_run_says_so_before_any_work(asking, parts, tmp
     assert not (tmp_path / "predictions").exists()
 
 
+def test_what_a_killed_predictor_left_is_there_when_the_same_is_asked_again(asking, parts, tmp_path):
+    with pytest.raises(RuntimeError, match="killed"):
+        predict(asking(predictors={"steady": parts.steady(dies=True)}))
+    (left,) = (tmp_path / "predictions").iterdir()
+    assert (left / "begun").is_file()
+    again = asking(predictors={"steady": parts.steady(dies=True)})
+    with pytest.raises(RuntimeError, match="killed"):
+        predict(again)
+    assert list((tmp_path / "predictions").iterdir()) == [left]
+    with pytest.raises(AssertionError):
+        predict(asking(predictors={"steady": parts.steady(resumes=True)}))
+    (other,) = set((tmp_path / "predictions").iterdir()) - {left}
+    (other / "earlier").touch()
+    predict(asking(predictors={"steady": parts.steady(resumes=True)}))
+    assert {path.name for path in (tmp_path / "predictions").iterdir()} == {left.name, "steady"}
+
+
+def test_a_dataset_is_tokenized_with_the_runs_tokenizer_when_no_store_is_given(asking, parts, run, tmp_path):
+    predict(asking(predictors={"hungry": parts.hungry()}, run=str(run)))
+    assert (tmp_path / "predictions/hungry/store.txt").read_text() == "meds tokenizer"
+    manifest = read_manifest(tmp_path / "predictions/hungry", "predictions", 1)
+    assert set(manifest.inputs) == {"labels", "source", "run"}
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "made.txt").write_text("given")
+    output = str(tmp_path / "other")
+    predict(asking(predictors={"hungry": parts.hungry()}, run=str(run), store=str(given), output=output))
+    assert (tmp_path / "other/hungry/store.txt").read_text() == "given"
+
+
 def test_a_predictor_that_loses_rows_is_refused(asking, parts, tmp_path):
     with pytest.raises(FormatError, match="must predict each of them once"):
         predict(asking(predictors={"steady": parts.steady(lose_rows=True)}))
@@ -240,5 +270,8 @@ def test_command_lines_compose_as_documented(parts):
     settings = config.to_settings(config.compose("evaluate", ["predictions=P", "metric=[auroc]"]))
     assert list(settings.metric) == ["auroc"]
     assert config.to_settings(config.compose("evaluate", ["predictions=P"])).metric == {}
-    with pytest.raises(ConfigError, match="source"):
-        predict(PredictConfig(labels="L"))
+
+
+def test_a_source_is_required(labels):
+    with pytest.raises(ConfigError, match="source is required"):
+        predict(PredictConfig(labels=str(labels / "in_hospital_mortality")))

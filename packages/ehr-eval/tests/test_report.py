@@ -9,7 +9,6 @@ import polars as pl
 import pytest
 from ehr_core.formats.folder import Manifest, write_json, write_manifest
 from ehr_core.formats.tables import prediction_table, write_predictions
-from ehr_core.formats.vocabulary import Vocabulary
 from ehr_eval import curves
 from ehr_eval.evaluate import evaluate
 from ehr_eval.figures import Series, figure, ticks
@@ -65,22 +64,6 @@ def predictions(tmp_path, parts, at):
 
 
 @pytest.fixture
-def run(tmp_path):
-    folder = tmp_path / "run"
-    (folder / "logs").mkdir(parents=True)
-    (folder / "tokenizer").mkdir()
-    Vocabulary.build([]).save(folder / "tokenizer")
-    history = [
-        {"step": s, "train/loss": 3.0 / s, "tuning/loss": float("nan") if s == 2 else 4.0 / s} for s in range(1, 9)
-    ]
-    for row in history:
-        row.update({"tuning/loss": None} if row["step"] == 2 else {})
-    write_json(folder / "logs" / "metrics_history.json", history)
-    write_manifest(folder, Manifest("run", 1, ["ehr-train==0.1.0"], {"seed": 3}))
-    return folder
-
-
-@pytest.fixture
 def page(tmp_path, predictions, run):
     evaluate(EvaluateConfig(predictions=str(predictions), num_bootstrap=100, output=str(tmp_path)))
     settings = ReportConfig(scores=str(tmp_path), predictions=str(predictions), runs=[str(run)])
@@ -122,7 +105,8 @@ def test_it_holds_no_subject_and_no_path(page, tmp_path):
 def test_it_draws_the_curves_of_the_run_and_of_the_predictors(page):
     figures = re.findall(r"<figcaption>(.*?)</figcaption>", page)
     assert figures[:3] == ["ROC", "Precision and recall", "Calibration: ten bins of equal count"]
-    assert figures[3:] == ["train/loss", "tuning/loss"]
+    assert figures[3:] == ["loss", "speed"]
+    assert "Training: tiny, next_token" in page
     for svg in re.findall(r"<svg viewBox=.*?</svg>", page):
         assert len(ElementTree.fromstring(svg)) > 0
         assert "nan" not in svg

@@ -76,7 +76,9 @@ def find(folder: Path) -> list[Found]:
         return (path / FILE).is_file() or (path / NOT_APPLICABLE).is_file()
 
     def visible(path: Path) -> list[Path]:
-        return sorted(p for p in path.iterdir() if p.is_dir() and ".partial-" not in p.name)
+        return sorted(
+            p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".") and ".partial-" not in p.name
+        )
 
     if not folder.is_dir():
         raise FormatError(f"{folder} is not a folder; expected predictions")

@@ -117,7 +117,7 @@ class PredictConfig:
     """Labels and a dataset (and a run) to predictions."""
 
     defaults: list[Any] = field(
-        default_factory=lambda: [{"source": "meds"}, {"predictors": ["logistic"]}, {"task": None}, "_self_"]
+        default_factory=lambda: [{"source": "meds"}, {"predictors": ["logistic"]}, "_self_", {"task": None}]
     )
     source: Any = MISSING
     labels: str = MISSING
@@ -185,9 +185,9 @@ class BenchmarkConfig(PredictConfig):
         default_factory=lambda: [
             {"source": "meds"},
             {"predictors": ["logistic"]},
-            {"task": None},
             {"metric": []},
             "_self_",
+            {"task": None},
         ]
     )
     labels: str = MISSING

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,9 +170,7 @@ def predict_task(
                     shared = shared or make_matrices(settings, folder, dataset)
                     _run_baseline(part, shared, settings, folder, target)
                 else:
-                    job = _job(settings, folder, dataset, target, store)
-                    plugins.build("predictor", part).predict(job)
-                    _adopt(target / FILE, folder, job.splits)
+                    _run_predictor(name, part, settings, folder, dataset, target, store)
                 write_manifest(target, _manifest(name, part, settings, folder, dataset))
                 print(f"{folder.name} {name}: predicted")
         except NotApplicable as reason:
@@ -212,13 +211,24 @@ def _run_baseline(part: Any, shared: Matrices, settings: PredictConfig, folder: 
     write_json(target / "features.json", shared.names)
 
 
-def _job(
-    settings: PredictConfig, folder: LabelFolder, dataset: Dataset, target: Path, store: Path | None
-) -> PredictionJob:
-    return PredictionJob(
+def _run_predictor(
+    name: str,
+    part: Any,
+    settings: PredictConfig,
+    folder: LabelFolder,
+    dataset: Dataset,
+    target: Path,
+    store: Path | None,
+) -> None:
+    # What a killed predictor left is only of use to the same settings on the same inputs.
+    manifest = _manifest(name, part, settings, folder, dataset)
+    work = target.parent / f".{name}.work-{manifest.digest[:12]}"
+    work.mkdir(parents=True, exist_ok=True)
+    job = PredictionJob(
         meds=dataset.path,
         labels=folder.path,
         output=target,
+        work=work,
         store=store,
         run=Path(settings.run) if settings.run else None,
         outcome=folder.outcome,
@@ -226,6 +236,13 @@ def _job(
         world_size=settings.world_size,
         splits=tuple(settings.splits),
     )
+    try:
+        plugins.build("predictor", part).predict(job)
+    except NotApplicable:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    _adopt(target / FILE, folder, job.splits)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _adopt(path: Path, folder: LabelFolder, splits: tuple[str, ...]) -> None:
@@ -249,7 +266,7 @@ def _manifest(name: str, part: Any, settings: PredictConfig, folder: LabelFolder
     kind = kind_of(part)
     made_by = {f"ehr-eval=={__version__}", plugins.registry().version(kind, part.name)}
     inputs = {"labels": folder.digest, "source": dataset.digest}
-    if settings.run:
+    if settings.run and kind == "predictor":
         inputs["run"] = Run(settings.run).manifest.digest
     plain = {"predictor": config.to_plain(part), "seed": settings.seed, "splits": list(settings.splits)}
     if kind == "baseline":

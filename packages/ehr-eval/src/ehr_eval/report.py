@@ -102,7 +102,7 @@ def _head(settings: ReportConfig, scores: dict[str, Any]) -> str:
 
 
 def _reasons(founds: list[Found]) -> list[str]:
-    return [f"{found.task}, {found.predictor}: {found.reason}" for found in founds if found.reason is not None]
+    return [f"{f.task}, {f.predictor}: not applicable: {f.reason}" for f in founds if f.reason is not None]
 
 
 def _notes(notes: list[str]) -> str:
@@ -239,16 +239,32 @@ def _facts(members: list[Found]) -> str:
 def _run(path: Path) -> str:
     run = Run(path)
     history = run.history
-    name = path.resolve().name
     metrics = sorted({key for row in history for key in row} - {"step", "epoch", "time"})
+    losses = [metric for metric in metrics if metric.endswith("loss")]
+    groups = ([losses] if losses else []) + [[metric] for metric in metrics if metric not in losses]
     figures = []
-    for metric in metrics[:12]:
-        known = [row for row in history if isinstance(row.get(metric), int | float)]
-        x, y = [float(row["step"]) for row in known], [float(row[metric]) for row in known]
-        if len(known) > 1:
-            figures.append(figure(metric, [Series(name, x, y, 0, points=len(known) < 30)], "step", metric))
+    for group in groups[:12]:
+        lines = [_curve(history, metric, colour) for colour, metric in enumerate(group)]
+        if any(len(line.x) > 1 for line in lines):
+            title = "loss" if group == losses else group[0]
+            figures.append(figure(title, lines, "step", title))
     body = f'<div class="row">{"".join(figures)}</div>' if figures else "<p>No metric was logged more than once.</p>"
-    return f"<h2>Training: {escape(name)}</h2>{body}"
+    return f"<h2>Training: {escape(run_name(run))}</h2>{body}"
+
+
+def _curve(history: list[dict[str, float]], metric: str, colour: int) -> Series:
+    known = [row for row in history if isinstance(row.get(metric), int | float)]
+    x, y = [float(row["step"]) for row in known], [float(row[metric]) for row in known]
+    return Series(metric, x, y, colour, points=len(known) < 30)
+
+
+def run_name(run: Run) -> str:
+    """Model, objective and the end of the path: a fine-tuned run is called ``run`` in its predictor's folder."""
+    parts = [run.settings.get(kind) for kind in ("model", "objective")]
+    names = [str(part["name"]) for part in parts if isinstance(part, dict) and "name" in part]
+    path = run.path.resolve()
+    place = "/".join(path.parts[-3:]) if path.name == "run" else path.name
+    return f"{', '.join(names)} ({place})" if names else place
 
 
 def _provenance(founds: list[Found], scores: dict[str, Any], runs: list[str]) -> str:
@@ -261,10 +277,10 @@ def _provenance(founds: list[Found], scores: dict[str, Any], runs: list[str]) ->
             name = f"{escape(found.task)} / {escape(found.predictor)}"
             rows.append([name, *(f"<code>{escape(text)}</code>" for text in (made_by, inputs, settings))])
     for path in runs:
-        manifest = Run(path).manifest
-        text = json.dumps(manifest.settings, sort_keys=True)
-        cells = (", ".join(manifest.made_by), f"run {manifest.digest[:12]}", text)
-        rows.append([f"run {escape(Path(path).resolve().name)}", *(f"<code>{escape(cell)}</code>" for cell in cells)])
+        run = Run(path)
+        inputs = ", ".join(f"{name} {digest[:12]}" for name, digest in sorted(run.manifest.inputs.items()))
+        cells = (", ".join(run.manifest.made_by), inputs, json.dumps(run.settings, sort_keys=True))
+        rows.append([f"run {escape(run_name(run))}", *(f"<code>{escape(cell)}</code>" for cell in cells)])
     made_by, digest = ", ".join(scores["made_by"]), f"predictions {scores['inputs']['predictions'][:12]}"
     cells = (made_by, digest, json.dumps(scores["settings"], sort_keys=True))
     rows.append(["scores", *(f"<code>{escape(text)}</code>" for text in cells)])
