@@ -21,12 +21,12 @@ TRAIN = [
     (1, "2020-01-01 02:09", "MARITAL_STATUS//SINGLE"),
     (1, "2020-01-03 00:09", "DISCHARGE"),
     (1, "2021-04-07 00:09", "ADMIT"),
-    (2, None, "DEMO//HEIGHT", 180.0),
     (2, None, "DEMO//SEX//M"),
+    (2, None, "DEMO//HEIGHT", 180.0),
     (2, "2020-01-01 00:00", "MARITAL_STATUS//SINGLE"),
     (2, "2020-01-01 00:00", "ADMIT"),
-    (2, "2020-01-01 00:00", "LAB//K", 3.0),
     (2, "2020-01-01 00:00", "LAB//K", 4.0),
+    (2, "2020-01-01 00:00", "LAB//K", 3.0),
     (2, "2020-01-01 00:00", "LAB//K", None),
     (2, "2020-01-01 00:00", "LAB//GLU", 7.0),
     (2, "2020-01-02 00:00", "MARITAL_STATUS//MARRIED"),
@@ -84,7 +84,7 @@ def test_every_rule_shows_in_the_tokens_of_a_small_record(store, world):
         *["TIMELINE_END"],
     ]
     assert found.tokens(2) == [
-        *["ADMIT", "LAB//K", "Q2", "LAB//K", "Q3", "LAB//K", "LAB//GLU", "Q1"],  # one instant: order of the rows
+        *["ADMIT", "LAB//K", "Q3", "LAB//K", "Q2", "LAB//K", "LAB//GLU", "Q1"],  # one instant: order of the rows
         *["1d-2d", "[UNK]", "DISCHARGE"],  # RARE occurs once
         *["TIMELINE_END"],
     ]
@@ -134,6 +134,42 @@ def test_the_static_prefix_shows_what_is_known_at_a_time(store, world):
     ]
     assert found.prefix(7, "2020-06-02")[-2:] == ["AGE_TENS//3", "AGE_UNITS//0"]
     assert found.prefix(8, "2020-01-01")[0] == "DEMO//HEIGHT//UNKNOWN"  # a missing number is no quantile
+
+
+def test_static_rows_are_stored_by_subject_slot_and_time_without_repeats(store, world):
+    rows = [
+        (7, None, "DEMO//SEX//F"),
+        (7, None, "DEMO//HEIGHT", 170.5),
+        *[(7, f"202{year}-01-01", "MARITAL_STATUS//SINGLE") for year in range(3)],
+        (7, "2023-01-01", "MARITAL_STATUS//MARRIED"),
+        (8, "2024-01-01", "MARITAL_STATUS//MARRIED"),
+    ]
+    found = world.Decoded.store(store(held_out=rows))
+    table = next(table for table in found.tables if 7 in table.subject_id)
+    names = [found.vocabulary.tokens[i].token for i in table.static_token]
+    assert names == [
+        *["DEMO//HEIGHT//Q3", "DEMO//SEX//F", "MARITAL_STATUS//SINGLE", "MARITAL_STATUS//MARRIED"],
+        *["MARITAL_STATUS//MARRIED"],
+    ]
+    assert table.static_slot.tolist() == [0, 1, 2, 2, 2]
+    assert table.static_offset.tolist() == [0, 4, 5]
+    times = [world.microseconds(f"{year}-01-01") for year in (2020, 2023, 2024)]
+    assert table.static_time.tolist() == [NO_TIME, NO_TIME, *times]
+
+
+def test_no_gap_reaches_from_one_subject_to_the_next(store, world):
+    rows = [(7, "2020-01-01", "ADMIT"), (8, "2020-06-01", "ADMIT"), (9, "2021-06-01", "ADMIT")]
+    found = world.Decoded.store(store(held_out=rows))
+    assert [found.tokens(subject) for subject in (7, 8, 9)] == [["ADMIT", "TIMELINE_END"]] * 3
+
+
+def test_an_infinite_number_that_no_reader_has_removed_has_no_quantile(world):
+    tokenizer = Ethos(EthosConfig(min_count=1, timeline_end=False, num_quantiles=2))
+    rows = [(1, "2020-01-01", "A", value) for value in (1.0, float("inf"), float("-inf"), float("nan"), 3.0)]
+    tokenizer.fit([tokenizer.summarize(world.frame(rows))])
+    assert tokenizer.breaks == {"A": [2.0]}
+    names = [tokenizer.vocabulary.tokens[i].token for i in tokenizer.encode(world.frame(rows)).token]
+    assert names == ["A", "Q1", "A", "A", "A", "A", "Q2"]
 
 
 def test_a_new_static_value_replaces_the_old_one_by_unknown(store, world):

@@ -252,13 +252,12 @@ class Ethos:
         )
         kept = np.flatnonzero(keep_N)
         kept = kept[np.lexsort((slot_N[kept], static.subject_N[kept]))]  # stable: time order stays within a slot
-        subject, slot, token = static.subject_N[kept], slot_N[kept], token_N[kept]
-        same = np.zeros(len(kept), bool)  # what repeats the value before it changes no prefix
-        same[1:] = (subject[1:] == subject[:-1]) & (slot[1:] == slot[:-1]) & (token[1:] == token[:-1])
-        new = ~same
+        subject, token = static.subject_N[kept], token_N[kept]
+        new = np.ones(len(kept), bool)  # what repeats the value before it changes no prefix
+        new[1:] = (subject[1:] != subject[:-1]) | (token[1:] != token[:-1])
         return {
             "static_offset": stages.offsets(subject[new], size),
-            "static_slot": slot[new].astype(np.uint16),
+            "static_slot": slot_N[kept][new].astype(np.uint16),
             "static_token": token[new].astype(dtype),
             "static_time": static.time_N[kept][new],
         }
