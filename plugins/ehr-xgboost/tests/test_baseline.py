@@ -1,0 +1,66 @@
+"""What the trees learn, how they stop, and that they are the same each time."""
+
+import numpy as np
+import pytest
+from ehr_core.errors import ConfigError
+from ehr_xgboost.baseline import XGBoost
+from ehr_xgboost.plugin import XGBoostConfig
+
+
+def world(seed, rows):
+    """The sign of a product, which no line separates; the first column is often not measured."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(rows, 4)).astype(np.float32)
+    label = features[:, 0] * features[:, 1] + 0.3 * rng.normal(size=rows) > 0
+    features[rng.random(rows) < 0.1, 0] = np.nan
+    return features, label
+
+
+def fitted(**settings):
+    settings = {"num_rounds": 300, "learning_rate": 0.1, "num_threads": 1, "colsample": 0.5, **settings}
+    model = XGBoost(XGBoostConfig(**settings))
+    model.fit(*world(0, 800), *world(1, 300))
+    return model
+
+
+def accuracy(model):
+    features, label = world(2, 1000)
+    return np.mean((model.predict_proba(features) > 0.5) == label)
+
+
+def test_it_learns_what_no_line_separates_with_values_missing():
+    model = fitted()
+    probability = model.predict_proba(world(2, 1000)[0])
+    assert accuracy(model) > 0.8
+    assert probability.shape == (1000,)
+    assert probability.dtype == np.float64
+    assert ((probability >= 0) & (probability <= 1)).all()
+
+
+def test_it_stops_at_the_round_that_tuning_likes_best():
+    model = fitted(num_rounds=2000, early_stopping_rounds=20)
+    features, label = world(1, 300)
+    p = model.predict_proba(features)
+    assert model.model.num_boosted_rounds() == model.model.best_iteration + 1 < 1900
+    assert -np.mean(np.log(np.where(label, p, 1 - p))) == pytest.approx(model.model.best_score, abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_trees_and_another_does_not():
+    features = world(2, 200)[0]
+    first = fitted(seed=1).predict_proba(features)
+    assert (first == fitted(seed=1).predict_proba(features)).all()
+    assert (first == fitted(seed=1, num_threads=2).predict_proba(features)).all()
+    assert (first != fitted(seed=2).predict_proba(features)).any()
+
+
+def test_without_tuning_samples_all_rounds_are_grown():
+    features, label = world(0, 200)
+    model = XGBoost(XGBoostConfig(num_rounds=7, num_threads=1))
+    model.fit(features, label, features[:0], label[:0])
+    assert model.model.num_boosted_rounds() == 7
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_depth", 0), ("learning_rate", 0.0), ("colsample", 1.5)])
+def test_settings_that_cannot_work_are_refused(name, value):
+    with pytest.raises(ConfigError, match=f"predictors.xgboost.{name}"):
+        XGBoost(XGBoostConfig(**{name: value}))
