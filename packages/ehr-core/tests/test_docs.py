@@ -24,6 +24,8 @@ DOCS = Path(__file__).parents[3] / "docs"
 PAGE = DOCS / "hooks.md"
 HOOKS = [name for name, value in vars(hookspecs).items() if hasattr(value, "ehr_spec")]
 INSTALLED_CHECK = checks.check_import_is_light  # looks a component up among the installed ones
+NEEDS = {"source": "polars", "objective": "ehr_models"}
+"""What the checks of a kind import, beyond what the plugin itself does."""
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the docs folder is not beside the packages")
 
 
@@ -90,8 +92,8 @@ def test_the_plugin_of_every_section_works(kind, tmp_path):
     for library in ("torch", "transformers", "polars"):
         if re.search(rf"^(import|from) {library}", text, re.M):
             pytest.importorskip(library)
-    if kind == "objective":
-        pytest.importorskip("ehr_models", reason="the checks of objectives use an installed model")
+    if kind in NEEDS:
+        pytest.importorskip(NEEDS[kind])
     with importable(names, tmp_path / "code"):
         found = discover({"mine": importlib.import_module("my_plugin")})
         (component,) = found.components[kind].values()
