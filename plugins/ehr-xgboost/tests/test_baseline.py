@@ -28,10 +28,16 @@ def accuracy(model):
     return np.mean((model.predict_proba(features) > 0.5) == label)
 
 
+def best_accuracy():
+    """Of the rule that made the labels; noise and missing values take the rest."""
+    features, label = world(2, 1000)
+    return np.mean((np.nan_to_num(features[:, 0]) * features[:, 1] > 0) == label)
+
+
 def test_it_learns_what_no_line_separates_with_values_missing():
     model = fitted()
     probability = model.predict_proba(world(2, 1000)[0])
-    assert accuracy(model) > 0.8
+    assert accuracy(model) > best_accuracy() - 0.05
     assert probability.shape == (1000,)
     assert probability.dtype == np.float64
     assert ((probability >= 0) & (probability <= 1)).all()

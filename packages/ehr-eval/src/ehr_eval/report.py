@@ -36,10 +36,13 @@ def report(settings: ReportConfig) -> Path:
     given = output_folder(settings.output)
     path = given if given.suffix == ".html" else given / "report.html"
     body = [_head(settings, scores), _notes([*settings.notes, *_reasons(founds)])]
+    # One colour a predictor on the whole page, also where another could not answer.
+    colours = {name: place for place, name in enumerate(sorted({found.predictor for found in founds}))}
+    colours[CEILING] = NEUTRAL
     for task, group in itertools.groupby(founds, key=lambda found: found.task):
         members = [found for found in group if found.reason is None]
         if members:
-            body.append(_task(task, members, scores))
+            body.append(_task(task, members, scores, colours))
     body += [_run(Path(run)) for run in settings.runs]
     body.append(_provenance(founds, scores, settings.runs))
     style = files("ehr_eval").joinpath("style.css").read_text()
@@ -112,11 +115,11 @@ def _notes(notes: list[str]) -> str:
     return f"<h3>Notes</h3><ul class=notes>{''.join(f'<li>{escape(note)}</li>' for note in unique)}</ul>"
 
 
-def _task(task: str, members: list[Found], scores: dict[str, Any]) -> str:
+def _task(task: str, members: list[Found], scores: dict[str, Any], colours: dict[str, int]) -> str:
     sample = read_sample(members, scores["settings"]["split"])
     parts = [f"<h2>{escape(task)}</h2>", _summary(task, sample, scores), _pairs(task, scores)]
     if 0 < sample.label_N.sum() < len(sample.label_N):
-        parts.append(_figures(sample))
+        parts.append(_figures(sample, colours))
     else:
         parts.append("<p>The labels of this split have one class only, so there are no curves.</p>")
     parts.append(_facts(members))
@@ -172,12 +175,12 @@ def _reading(row: dict[str, Any]) -> str:
     return "the interval holds zero"
 
 
-def _figures(sample: Sample) -> str:
+def _figures(sample: Sample, colours: dict[str, int]) -> str:
     label_N = sample.label_N
     lines: dict[str, list[Series]] = {"roc": [], "pr": [], "calibration": []}
     top = 0.0
-    for place, (name, probability_N) in enumerate(sample.probabilities.items()):
-        colour = NEUTRAL if name == CEILING else place
+    for name, probability_N in sample.probabilities.items():
+        colour = colours[name]
         lines["roc"].append(Series(name, *curves.roc(label_N, probability_N), colour))
         lines["pr"].append(Series(name, *curves.precision_recall(label_N, probability_N), colour))
         bins = curves.reliability(label_N, probability_N)
