@@ -61,9 +61,9 @@ def test_labels_come_with_what_asked_for_them_and_how_many_there_are(labels):
 
 
 def test_a_pool_of_processes_gives_the_same_labels(parts, tiny, labels, tmp_path):
-    from ehr_core.plugin import SerialConfig
+    from ehr_core.plugin import ProcessesConfig
 
-    settings = LabelConfig(source=parts.source(path=str(tiny)), executor=SerialConfig(), task=TASKS)
+    settings = LabelConfig(source=parts.source(path=str(tiny)), executor=ProcessesConfig(), task=TASKS)
     settings.output = str(tmp_path / "again")
     label(settings)
     for path in labels.rglob("*.parquet"):
