@@ -9,9 +9,10 @@ from ehr_core.errors import DataError
 from ehr_tokenize.synthetic import SyntheticConfig, true_probability
 from ehr_tokenize.synthetic import parameters as params
 from ehr_tokenize.synthetic.events import draw_shard
-from ehr_tokenize.synthetic.laws import laws
+from ehr_tokenize.synthetic.laws import Stay, laws
 from ehr_tokenize.synthetic.record import visible
-from ehr_tokenize.synthetic.truth import severity_posterior
+from ehr_tokenize.synthetic.simulate import ALIVE, draw_stays, draw_subjects
+from ehr_tokenize.synthetic.truth import Visible, severity_posterior
 
 MORTALITY, READMISSION = TASKS = ("in_hospital_mortality", "readmission_30d")
 DAY = dt.timedelta(days=1)
@@ -37,6 +38,35 @@ def test_labels_occur_as_often_as_the_truth_says(large, task):
     for part in np.array_split(np.argsort(p, kind="stable"), 10):
         error = np.sqrt((p[part] * (1 - p[part])).sum()) / len(part)
         assert abs(label[part].mean() - p[part].mean()) < 4 * error
+
+
+def point(stays, its: np.ndarray, time: np.ndarray, discharged: bool) -> Visible:
+    """Prediction points at which nothing of a stay is seen but its course."""
+    stay = Stay(**{name: array[its] for name, array in vars(stays.stay()).items()})
+    nothing_NS = np.zeros((len(its), params.SEVERITIES))
+    where = stays.destination_N[its] if discharged else None
+    return Visible(stay, stays.admission_N[its], time, nothing_NS, where)
+
+
+@pytest.mark.parametrize("discharged", [False, True])
+def test_the_course_of_a_stay_says_about_its_severity_what_the_truth_takes_from_it(discharged):
+    # Deadlier than the defaults, so that having survived says something, too.
+    rules, rng = laws(SyntheticConfig(mortality_scale=4.0)), np.random.default_rng(12)
+    stays = draw_stays(rng, rules, draw_subjects(rng, rules, 40_000))
+    if discharged:
+        its = np.flatnonzero(stays.ending_N == ALIVE)
+        time = stays.end_N[its]
+    else:
+        time = stays.admission_N + 3 * 86_400
+        its = np.flatnonzero(stays.end_N > time)
+        time = time[its]
+    posterior_NS = severity_posterior(rules, point(stays, its, time, discharged))
+    drawn_NS = np.eye(params.SEVERITIES)[stays.severity_N[its]]
+    order = np.argsort(time - stays.admission_N[its], kind="stable")
+    for part in [order, *np.array_split(order, 5)]:
+        p_NS = posterior_NS[part]
+        error = np.sqrt((p_NS * (1 - p_NS)).sum(axis=0)) / len(part)
+        assert (np.abs(drawn_NS[part].mean(axis=0) - p_NS.mean(axis=0)) < 4 * error).all()
 
 
 def auroc(label: np.ndarray, score: np.ndarray) -> float:
@@ -151,11 +181,18 @@ def simulated(count: int, lactate: float, age: float) -> dict[str, np.ndarray]:
     return {"severity": severity, "death": death, "leave": leave}
 
 
-def test_mortality_agrees_with_simulation():
+@pytest.mark.parametrize("days", [1, 5])
+def test_mortality_agrees_with_simulation(days):
+    # After five days, still being there says as much about the severity as the lactate did.
     settings, start = SyntheticConfig(), dt.datetime(2015, 5, 1, 9)
-    truth = true_probability(record(settings, start, 2.4, 70, None), MORTALITY, start + DAY, settings)
-    like = simulated(4_000_000, 2.4, 70.0)
-    there = np.minimum(like["death"], like["leave"]) > 1.0
+    time = start + days * DAY
+    events = record(settings, start, 2.4, 70, None)
+    truth = true_probability(events, MORTALITY, time, settings)
+    like = simulated(6_000_000, 2.4, 70.0)
+    there = np.minimum(like["death"], like["leave"]) > days
+    posterior = severity_posterior(laws(settings), visible(events, MORTALITY, time, laws(settings)))[0]
+    share = np.bincount(like["severity"][there], minlength=4) / there.sum()
+    assert (np.abs(share - posterior) < 4 * np.sqrt(posterior * (1 - posterior) / there.sum())).all()
     died = (like["death"] < like["leave"])[there]
     assert there.sum() > 3000
     assert abs(died.mean() - truth) < 4 * np.sqrt(truth * (1 - truth) / len(died))
@@ -175,7 +212,7 @@ def test_readmission_agrees_with_simulation():
     settings, start = SyntheticConfig(), dt.datetime(2015, 5, 1, 9)
     leaving = start + dt.timedelta(days=3, seconds=30)
     events = record(settings, start, 2.4, 70, (leaving, "HOSPITAL_DISCHARGE//SNF", None))
-    like = simulated(12_000_000, 2.4, 70.0)
+    like = simulated(6_000_000, 2.4, 70.0)
     rng = np.random.default_rng(9)
     severity = like["severity"]
     place = np.array(next(p for name, p, _ in params.DESTINATIONS if name == "SNF"))
@@ -185,13 +222,17 @@ def test_readmission_agrees_with_simulation():
     seen = visible(events, READMISSION, leaving, laws(settings))
     posterior = severity_posterior(laws(settings), seen)[0]
     share = np.bincount(severity, minlength=4) / len(severity)
-    assert len(severity) > 400
+    assert len(severity) > 200
     assert (np.abs(share - posterior) < 4 * np.sqrt(posterior * (1 - posterior) / len(severity))).all()
     # Many futures for each of these: the outcome's law, given the severity, is checked with more draws.
     severity = np.repeat(severity, 20)
-    score = params.READMISSION_AGE * 0.5 + 0.8 + 0.25 + 0.4 + np.array(params.READMISSION_SEVERITY)[severity]
+    heart_failure = next(d for d in params.DISEASES if d.name == "heart failure")
+    score = (
+        params.READMISSION_AGE * 0.5 + heart_failure.readmission + params.ADMISSIONS[0][3] + params.DESTINATIONS[2][2]
+    )
+    score = score + np.array(params.READMISSION_SEVERITY)[severity]
     back = rng.exponential(size=len(severity)) / (params.READMISSION_PER_DAY * np.exp(score))
-    rate = params.HOME_DEATH_PER_DAY * np.exp(params.HOME_DEATH_AGE * 0.5 + 0.6)
+    rate = params.HOME_DEATH_PER_DAY * np.exp(params.HOME_DEATH_AGE * 0.5 + heart_failure.home_death)
     death = rng.exponential(size=len(severity)) / rate
     label = (back < death) & (back <= 30)
     known = true_probability(events, READMISSION, leaving, settings)

@@ -35,7 +35,7 @@ class Disease:
 DISEASES: tuple[Disease, ...] = (
     Disease("hypertension", 0.45, 0.45, 0.0, ("I10", "I11.9", "I15.9"), ("C09AA02", "C08CA01", "C09CA01")),
     Disease("type 2 diabetes", 0.18, 0.20, 0.25, ("E11.9", "E11.65", "E11.22", "E11.40"), ("A10BA02", "A10AE04"),
-            {"hypertension": 0.3}, readmission=0.15),
+            {"hypertension": 0.3}, readmission=0.1),
     Disease("coronary artery disease", 0.10, 0.45, 0.60, ("I25.10", "I25.2", "I25.5"), ("B01AC06", "C10AA05"),
             {"hypertension": 0.5, "type 2 diabetes": 0.3}, home_death=0.2),
     Disease("atrial fibrillation", 0.06, 0.65, 0.30, ("I48.0", "I48.2", "I48.91"), ("B01AF02", "C07AB02", "C01AA05"),
@@ -44,15 +44,15 @@ DISEASES: tuple[Disease, ...] = (
             {"hypertension": 0.5, "type 2 diabetes": 0.6}, severity=0.25, death=0.2, readmission=0.45, home_death=0.3),
     Disease("heart failure", 0.05, 0.55, 0.20, ("I50.9", "I50.22", "I50.32", "I50.23"), ("C03CA01", "C03DA01"),
             {"hypertension": 0.4, "coronary artery disease": 0.8, "atrial fibrillation": 0.6},
-            severity=0.35, death=0.3, readmission=0.8, home_death=0.6),
+            severity=0.35, death=0.3, readmission=0.9, home_death=0.6),
     Disease("stroke", 0.04, 0.50, 0.10, ("I63.9", "I69.30", "Z86.73"), ("B01AC04",),
             {"hypertension": 0.4, "atrial fibrillation": 0.5}, severity=0.2, home_death=0.2),
     Disease("COPD", 0.11, 0.30, 0.10, ("J44.9", "J44.1", "J44.0"), ("R03BB04", "R03AK06"),
             severity=0.25, readmission=0.6, home_death=0.3),
     Disease("asthma", 0.09, -0.15, -0.35, ("J45.909", "J45.40", "J45.20"), ("R03AC02", "R03BA02")),
     Disease("cancer", 0.11, 0.35, 0.10, ("C34.90", "C50.919", "C61", "C18.9"), ("L01XC03", "A04AA01"),
-            severity=0.4, death=0.5, readmission=0.8, home_death=1.2),
-    Disease("depression", 0.19, -0.10, -0.55, ("F32.9", "F33.1", "F33.9"), ("N06AB06", "N06AX16"), readmission=0.5),
+            severity=0.4, death=0.5, readmission=0.9, home_death=1.2),
+    Disease("depression", 0.19, -0.10, -0.55, ("F32.9", "F33.1", "F33.9"), ("N06AB06", "N06AX16"), readmission=0.4),
     Disease("hypothyroidism", 0.13, 0.20, -1.20, ("E03.9", "E03.8", "E06.3"), ("H03AA01",)),
 )
 # fmt: on
@@ -119,15 +119,15 @@ DESTINATIONS: tuple[tuple[str, tuple[float, ...], float], ...] = (
 )
 """Code, probability by severity, log hazard ratio of readmission."""
 
-READMISSION_PER_DAY = 0.0020
+READMISSION_PER_DAY = 0.0019
 """Hazard in the first 30 days after a discharge, at 65, without disease, first stay, urgent, severity 0, to home."""
 READMISSION_AGE = 0.05
 READMISSION_SEVERITY = (0.0, 0.1, 0.2, 0.3)
-READMISSION_PREVIOUS = 0.22
+READMISSION_PREVIOUS = 0.32
 """Log hazard ratio per previous stay, up to `PREVIOUS_CAP`."""
-PREVIOUS_CAP = 5
+PREVIOUS_CAP = 4
 READMISSION_DAYS = 30
-LATE_PER_DAY = 0.0007
+LATE_PER_DAY = 0.0006
 """Hazard of admission from day 30 on, times the square root of the visible part of the readmission ratio."""
 HOME_DEATH_PER_DAY = 0.00005
 HOME_DEATH_AGE = 0.70
@@ -208,7 +208,7 @@ ANALYTES: tuple[Analyte, ...] = (
 LATER = 0.3
 """Share of the severity shift that is left in labs and vitals from 24 hours on."""
 MAX_DAILY = 7
-"""Days with daily measurements; a longer stay has no more."""
+"""Daily measurements are on days 1 to `MAX_DAILY` - 1 of a stay."""
 
 ETHNICITIES: tuple[tuple[str, float], ...] = (
     ("WHITE", 0.66),
