@@ -7,7 +7,6 @@ import torch
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import NO_TIME, Prefix, TokenStore, prefix_tokens
 from ehr_core.formats.vocabulary import BOS
-
 from ehr_train.data import Samples, Windows, prefix_block
 from ehr_train.feed import Feed, Share, num_steps, steps
 from ehr_train.packing import pack
@@ -95,7 +94,9 @@ def test_cuts_do_not_depend_on_how_subjects_are_laid_out_in_shards(tmp_path):
 
 
 def test_a_subject_without_tokens_makes_no_window_and_a_store_without_tokens_is_refused(tmp_path):
-    path = write_store(tmp_path / "store", {"train": [[Subject(1, [], []), *cohort(2, 3, 0)]], "tuning": [[Subject(1, [], [])]]})
+    path = write_store(
+        tmp_path / "store", {"train": [[Subject(1, [], []), *cohort(2, 3, 0)]], "tuning": [[Subject(1, [], [])]]}
+    )
     rows = Windows(TokenStore(path), "train", CONTEXT, 0).evaluation()
     assert 0 not in rows.subject_W
     with pytest.raises(DataError, match="no tokens"):
@@ -132,7 +133,7 @@ def test_packing_leaves_less_than_three_percent_empty():
 def test_rows_are_in_random_order_with_full_and_mixed_ones_side_by_side():
     rng = np.random.default_rng(0)
     size = np.where(np.arange(4000) % 2, 64, rng.integers(1, 64, 4000))
-    window, bound = pack(size, 64, np.random.default_rng(1))
+    _, bound = pack(size, 64, np.random.default_rng(1))
     full = np.diff(bound) == 1
     thirds = [part.mean() for part in np.array_split(full, 3)]
     assert max(thirds) - min(thirds) < 0.1
@@ -216,6 +217,14 @@ def test_static_values_of_after_the_prediction_time_are_not_visible(tmp_path):
     assert samples.length_N.tolist() == [1, 2, 0]
 
 
+def test_a_prediction_does_not_see_that_the_record_ends(tmp_path):
+    end = VOCABULARY["TIMELINE_END"]
+    person = Subject(1, [7, 8, end], [10 * DAY, 20 * DAY, 20 * DAY + 1])
+    path = write_store(tmp_path / "store", {"held_out": [[person]]})
+    samples = Samples(TokenStore(path), "held_out", labels_for([(1, 12 * DAY, True), (1, 50 * DAY, True)]), CONTEXT, 0)
+    assert samples.length_N.tolist() == [1, 2]
+
+
 def test_changing_everything_after_the_prediction_time_changes_no_batch(tmp_path):
     people = cohort(1, 12, 9)
     cut = {p.id: p.times[len(p.times) // 2] for p in people}
@@ -243,7 +252,9 @@ def test_a_subject_with_nothing_visible_is_asked_by_its_prefix_or_by_one_bos(tmp
     asked = labels_for([(1, 0, True), (1, 2 * DAY, True)])
     with_prefix = Samples(TokenStore(write_store(tmp_path / "a", {"train": [people]})), "train", asked, 64, 0)
     bare_people = [dataclasses.replace(people[0], static=[])]
-    without = Samples(TokenStore(write_store(tmp_path / "b", {"train": [bare_people]}, Prefix())), "train", asked, 64, 0)
+    without = Samples(
+        TokenStore(write_store(tmp_path / "b", {"train": [bare_people]}, Prefix())), "train", asked, 64, 0
+    )
     first = [token.tolist() for token, *_ in segments(with_prefix.evaluation())]
     assert [VOCABULARY["SEX//F"], VOCABULARY["AGE//0"], VOCABULARY["AGE//0"]] in first
     bare = without.evaluation()

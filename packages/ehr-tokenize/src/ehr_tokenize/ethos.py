@@ -279,6 +279,7 @@ class Ethos:
             "breaks": self.breaks,
             "static_breaks": self.static_breaks,
             "interval_estimates": self.interval_estimates,
+            "interval_days": SPACING.days(),
         }
         found = {"name": self.settings.name, "settings": to_plain(self.settings), "state": state}
         write_json(folder / TOKENIZER, found)

@@ -85,6 +85,11 @@ class Spacing:
     bounds: np.ndarray
     """int64 microseconds, ascending, one a name."""
 
+    def days(self) -> dict[str, list[float | None]]:
+        """Per token the shortest and longest gap in days; None: no longest."""
+        lower = (self.bounds / 86_400_000_000).tolist()
+        return {name: [low, high] for name, low, high in zip(self.names, lower, [*lower[1:], None], strict=True)}
+
     def find(self, gap_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N,) index of the token (-1: none) and (N,) how many of it."""
         index_N = np.searchsorted(self.bounds, gap_N, side="right") - 1

@@ -8,6 +8,7 @@ Shapes: S subjects, W windows, R rows, B rows of a batch, T positions of a row, 
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,8 @@ def prefix_block(prefix: Prefix, table: TokenTable, place_W: np.ndarray, time_W:
 def ragged_arange(count_W: np.ndarray) -> np.ndarray:
     """0..count-1 for each count, one after the other."""
     ends = np.cumsum(count_W)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - count_W, count_W)
+    flat: np.ndarray = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - count_W, count_W)
+    return flat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +111,14 @@ class Rows:
     def __len__(self) -> int:
         return len(self.bound_R1) - 1
 
-    @property
-    def size_W(self) -> np.ndarray:
+    @functools.cached_property
+    def size_W(self) -> np.ndarray:  # noqa: N802 - the shape is part of the name
         """Positions that each window takes."""
-        return self.lead_W + self.length_W + (0 if self.tail_W is None else 1)
+        size: np.ndarray = self.lead_W + self.length_W + (0 if self.tail_W is None else 1)
+        return size
 
     @property
-    def tokens_R(self) -> np.ndarray:
+    def tokens_R(self) -> np.ndarray:  # noqa: N802
         """Positions in use of each row."""
         return np.add.reduceat(self.size_W[self.window_W], self.bound_R1[:-1])
 
@@ -126,72 +129,52 @@ class Rows:
         return self.window_W[place_M], count_B
 
     def batch(self, rows: np.ndarray) -> Batch:
-        """The batch of these rows. A loop over windows, none over tokens."""
-        window_M, count_B = self.windows(rows)
-        size_M = self.size_W[window_M]
-        row_M = np.repeat(np.arange(len(rows)), count_B)
-        first_M = np.repeat(np.cumsum(count_B) - count_B, count_B)
-        before_M = np.cumsum(size_M) - size_M
-        begin_M = row_M * self.context + before_M - before_M[first_M]
-        position_K = ragged_arange(size_M)
-        place_K = np.repeat(begin_M, size_M) + position_K
-        total = len(rows) * self.context
-        position, segment, static = np.zeros(total, np.int64), np.zeros(total, np.int64), np.zeros(total, bool)
-        position[place_K] = position_K
-        segment[place_K] = np.repeat(ragged_arange(count_B) + 1, size_M)
-        lead_M = self.lead_W[window_M]
-        static[place_K] = position_K < np.repeat(lead_M, size_M)
-        token, columns = self._gather(window_M, begin_M, lead_M, total)
-
-        def tensor(values: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(values.reshape(len(rows), self.context))
-
-        labelled = self.label_W is not None
-        return Batch(
-            token_BT=tensor(token),
-            position_BT=tensor(position),
-            segment_BT=tensor(segment),
-            static_BT=tensor(static),
-            columns={name: tensor(values) for name, values in columns.items()},
-            label_N=torch.from_numpy(self.label_W[window_M]) if self.label_W is not None else None,
-            last_N=torch.from_numpy(begin_M + size_M - 1) if labelled else None,
-        )
-
-    def _gather(
-        self, window_M: np.ndarray, begin_M: np.ndarray, lead_M: np.ndarray, total: int
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Tokens and further columns, flat over the batch's positions.
+        """The batch of these rows. A loop over windows, none over tokens.
 
         A column has no value of its own on a prefix: integers repeat the window's first token there, floats are NaN.
         """
-        token = np.zeros(total, np.int64)
-        width = self.lead_WP.shape[1]
-        lead = np.arange(width) < lead_M[:, None]
-        token[(begin_M[:, None] + np.arange(width))[lead]] = self.lead_WP[window_M][lead]
-        if self.tail_W is not None:
-            token[begin_M + self.size_W[window_M] - 1] = self.tail_W[window_M]
-        names = self.timelines.column_names
-        columns = {name: _empty_column(self.timelines.tables[0].columns[name], total) for name in names}
-        subject_M = self.subject_W[window_M]
-        spans = zip(
-            self.timelines.shard_S[subject_M].tolist(),
-            self.start_W[window_M].tolist(),
-            self.length_W[window_M].tolist(),
-            begin_M.tolist(),
-            (begin_M + lead_M).tolist(),
-            strict=True,
-        )
-        tables = self.timelines.tables
+        window_M, count_B = self.windows(rows)
+        before_M = np.cumsum(self.size_W[window_M]) - self.size_W[window_M]
+        first_M = np.repeat(np.cumsum(count_B) - count_B, count_B)
+        begin_M = np.repeat(np.arange(len(rows)) * self.context, count_B) + before_M - before_M[first_M]
+        flat = self._fill(window_M, begin_M, ragged_arange(count_B) + 1, len(rows) * self.context)
+        tensors = {name: torch.from_numpy(values.reshape(len(rows), -1)) for name, values in flat.items()}
+        fixed = {name: tensors.pop(name) for name in ("token_BT", "position_BT", "segment_BT", "static_BT")}
+        if self.label_W is None:
+            return Batch(**fixed, columns=tensors)
+        label_N = torch.from_numpy(self.label_W[window_M])
+        last_N = torch.from_numpy(begin_M + self.size_W[window_M] - 1)
+        return Batch(**fixed, columns=tensors, label_N=label_N, last_N=last_N)
+
+    def _fill(
+        self, window_M: np.ndarray, begin_M: np.ndarray, number_M: np.ndarray, total: int
+    ) -> dict[str, np.ndarray]:
+        """Every array of the batch, flat: window m goes to position ``begin_M[m]`` as segment ``number_M[m]``."""
+        token, position, segment = (np.zeros(total, np.int64) for _ in range(3))
+        static = np.zeros(total, bool)
+        tables, count_T = self.timelines.tables, np.arange(self.context)
+        columns = {name: _empty_column(tables[0].columns[name], total) for name in self.timelines.column_names}
         extra = 0 if self.tail_W is None else 1
-        for shard, start, length, begin, first in spans:
+        arrays = (self.timelines.shard_S[self.subject_W[window_M]], self.start_W[window_M], self.length_W[window_M])
+        places = (begin_M, self.lead_W[window_M], number_M, window_M)
+        for shard, start, length, begin, lead, number, window in zip(
+            *(a.tolist() for a in arrays + places), strict=True
+        ):
+            first, end = begin + lead, begin + lead + length + extra
+            token[begin:first] = self.lead_WP[window, :lead]
             token[first : first + length] = tables[shard].token[start : start + length]
+            if self.tail_W is not None:
+                token[end - 1] = self.tail_W[window]
+            position[begin:end] = count_T[: end - begin]
+            segment[begin:end] = number
+            static[begin:first] = True
             for name, out in columns.items():
                 values = tables[shard].columns[name][start : start + length]
                 out[first : first + length] = values
                 if length and out.dtype != np.float32:
                     out[begin:first] = values[0]
-                    out[first + length : first + length + extra] = values[-1]
-        return token, columns
+                    out[first + length : end] = values[-1]
+        return {"token_BT": token, "position_BT": position, "segment_BT": segment, "static_BT": static, **columns}
 
 
 def _empty_column(like: np.ndarray, total: int) -> np.ndarray:
@@ -255,7 +238,8 @@ def _phase(subject_S: np.ndarray, seed: int, epoch: int, chunk: int) -> np.ndarr
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x ^= x >> np.uint64(31)
-    return (x % np.uint64(chunk)).astype(np.int64) + 1
+    phase: np.ndarray = (x % np.uint64(chunk)).astype(np.int64) + 1
+    return phase
 
 
 class Samples:
@@ -266,6 +250,7 @@ class Samples:
 
     def __init__(self, store: TokenStore, split: str, labels: pa.Table, context: int, seed: int, reserve: int = 0):
         self.timelines, self.context, self.seed = Timelines(store, split), context, seed
+        self.ends = store.vocabulary.ids_of_kind("end")
         chunk = room(context, len(store.prefix) + reserve)
         self.subject_N = self._find(labels["subject_id"].to_numpy())
         time_N = labels["prediction_time"].cast(pa.int64()).to_numpy()
@@ -288,8 +273,8 @@ class Samples:
         subject_S = self.timelines.subject_S
         order = np.argsort(subject_S, kind="stable")
         place_N = np.minimum(np.searchsorted(subject_S, wanted_N, sorter=order), len(subject_S) - 1)
-        found_N = order[place_N]
-        unknown = np.unique(wanted_N[subject_S[found_N] != wanted_N])
+        found_N: np.ndarray = order[place_N]
+        unknown: np.ndarray = np.unique(wanted_N[subject_S[found_N] != wanted_N])
         if len(unknown):
             raise DataError(
                 f"{len(unknown)} of the {len(np.unique(wanted_N))} subjects in the labels are not in "
@@ -298,13 +283,20 @@ class Samples:
         return found_N
 
     def _visible(self, time_N: np.ndarray) -> np.ndarray:
-        """How many tokens of each sample's subject are at or before the prediction time."""
+        """How many tokens of each sample's subject are at or before the prediction time.
+
+        A closing token of kind ``end`` says that nothing follows, which nobody knows at any prediction time.
+        """
         lines = self.timelines
+        ends = set(self.ends)
         count_N = np.empty(len(time_N), np.int64)
         for index, (subject, time) in enumerate(zip(self.subject_N.tolist(), time_N.tolist(), strict=True)):
             start = lines.start_S[subject]
-            times = lines.tables[lines.shard_S[subject]].time[start : start + lines.length_S[subject]]
-            count_N[index] = np.searchsorted(times, time, side="right")
+            table = lines.tables[lines.shard_S[subject]]
+            count = int(np.searchsorted(table.time[start : start + lines.length_S[subject]], time, side="right"))
+            while count and int(table.token[start + count - 1]) in ends:
+                count -= 1
+            count_N[index] = count
         return count_N
 
     def __len__(self) -> int:

@@ -20,7 +20,10 @@ class Token:
 
     token: str
     kind: str
-    """``special``, ``code``, ``quantile``, ``interval``, ``static``, ``age``, or a tokenizer's own word."""
+    """``special``, ``code``, ``quantile``, ``interval``, ``static``, ``age``, ``end``, or a tokenizer's own word.
+
+    ``end`` closes a timeline: it is trained on, and is never part of what a prediction may see.
+    """
     codes: tuple[str, ...] = ()
     """MEDS codes that become this token."""
     count: int = 0
