@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,15 +17,15 @@ from ehr_core.formats.folder import read_json
 from ehr_core.formats.run import Run
 from ehr_core.formats.tokens import TokenStore
 from ehr_core.plugins import build
-
 from ehr_train import checkpoint
-from ehr_train.feed import Share, steps
 from ehr_train.data import Windows
+from ehr_train.feed import Share, steps
 from ehr_train.job import TrainJob, running
 from ehr_train.launch import processes, train
 from ehr_train.learner import load_run, make_learner
 from ehr_train.optim import learning_rate, make_optimizer, scale_and_clip
 from ehr_train.settings import JsonlConfig, SingleConfig, TensorBoardConfig, TrainConfig
+from filelock import FileLock
 
 from .world import DAY, VOCABULARY, Subject, write_store
 
@@ -56,11 +57,12 @@ def test_a_run_has_everything_that_its_reader_needs(job):
     path = train(job, 1)
     run = Run(path)
     assert run.vocabulary.digest == VOCABULARY.digest
-    for name in (
-        "checkpoints/latest.pt checkpoints/best_model.pt model/config.json model/model.safetensors environment.txt "
-        "tokenizer/tokenizer.json logs/metrics_history.json logs/metrics.jsonl hyperparameters.json metadata.json "
-        "summary.json SUMMARY.txt plots/loss.png .hydra/config.yaml source/ehr_train/trainer.py source/ehr_train_tiny.py"
-    ).split():
+    expected = """
+        checkpoints/latest.pt checkpoints/best_model.pt model/config.json model/model.safetensors environment.txt
+        tokenizer/tokenizer.json logs/metrics_history.json logs/metrics.jsonl hyperparameters.json metadata.json
+        summary.json SUMMARY.txt plots/loss.png .hydra/config.yaml source/ehr_train/trainer.py source/ehr_train_tiny.py
+    """
+    for name in expected.split():
         assert (path / name).is_file(), name
     assert run.settings["model"]["dropout"] == 0.2
     assert not running(path).exists()
@@ -130,7 +132,7 @@ def test_micro_batches_take_the_step_of_one_big_batch(job, tmp_path):
     settings = dataclasses.replace(job.train, batch_size=2, accumulate=4)
     two = train(dataclasses.replace(quiet, train=settings, output=str(tmp_path / "two")), 1)
     for a, b in zip(Run(one).history, Run(two).history, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a == pytest.approx(b, abs=1e-5)
     assert same_weights(weights(one, "latest"), weights(two, "latest"), atol=1e-5)
 
 
@@ -205,15 +207,13 @@ def test_without_a_tuning_split_the_last_weights_are_the_best(job, tiny, tmp_pat
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step(job):
-    broken = dataclasses.replace(job, model=dataclasses.replace(job.model, explode=math.inf))
+    broken = dataclasses.replace(job, model=dataclasses.replace(job.model, explode=3e38))
     with pytest.raises(EhrError, match=r"not finite at step 1;.*learning_rate"):
         train(broken, 1)
     assert not (running_of(job) / "checkpoints" / "latest.pt").exists()
 
 
 def running_of(job):
-    from pathlib import Path
-
     return running(Path(job.output))
 
 
@@ -224,8 +224,6 @@ def test_an_output_that_exists_is_refused_before_anything_is_done(job):
 
 
 def test_a_second_process_is_refused_while_the_first_is_training(job):
-    from filelock import FileLock
-
     with FileLock(f"{job.output}.lock"), pytest.raises(EhrError, match="another process is training"):
         train(job, 1)
 
@@ -293,6 +291,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_killed_run_continues_bit_for_bit(job, tmp_path, world_size):
     """SIGKILL from outside, at no particular moment after the first checkpoint."""
@@ -317,13 +316,14 @@ def test_a_killed_run_continues_bit_for_bit(job, tmp_path, world_size):
             path = train(job, world_size)
             break
         except EhrError as error:
-            assert "another process" in str(error)
-            assert time.monotonic() < deadline
+            if "another process" not in str(error) or time.monotonic() > deadline:
+                raise
             time.sleep(0.1)
     assert read_json(path / "logs/metrics_history.json") == read_json(whole / "logs/metrics_history.json")
     assert same_weights(weights(path, "latest"), weights(whole, "latest"))
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_of_several_is_one_line(job):
     crashing = dataclasses.replace(job, model=dataclasses.replace(job.model, crash_rank=1))
     with pytest.raises(EhrError, match=r"process 1 failed: RuntimeError: made to crash; its traceback is in") as raised:
@@ -332,15 +332,20 @@ def test_an_error_in_a_process_of_several_is_one_line(job):
     assert "made to crash" in next((running_of(job) / "logs").glob("error_rank_1.txt")).read_text()
 
 
-def test_an_error_for_the_user_keeps_its_words_and_kind_over_processes(job):
-    broken = dataclasses.replace(job, model=dataclasses.replace(job.model, explode=math.inf))
-    with pytest.raises(EhrError, match="not finite at step 1") as raised:
-        train(broken, 2)
-    assert "\n" not in str(raised.value)
+def test_several_processes_need_a_strategy_for_several(job):
     with pytest.raises(ConfigError, match="strategy=single is one process"):
         train(dataclasses.replace(job, strategy=SingleConfig()), 2)
 
 
+@pytest.mark.slow
+def test_an_error_for_the_user_keeps_its_words_and_kind_over_processes(job):
+    broken = dataclasses.replace(job, model=dataclasses.replace(job.model, explode=3e38))
+    with pytest.raises(EhrError, match="not finite at step 1") as raised:
+        train(broken, 2)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.slow
 def test_a_parameter_without_a_gradient_stops_several_processes_with_its_name(job, tmp_path):
     idle = dataclasses.replace(job, model=dataclasses.replace(job.model, unused=True))
     with pytest.raises(EhrError, match=r"1 parameters get no gradient, the first is model.idle"):
@@ -357,9 +362,7 @@ def test_a_run_starts_from_another_ones_model(job, tiny, tmp_path):
     first = train(job, 1)
     still = dataclasses.replace(job.train, learning_rate=0.0, max_steps=1)
     other = tiny.TinyConfig(width=8)
-    path = train(
-        dataclasses.replace(job, model=other, start=str(first), train=still, output=str(tmp_path / "next")), 1
-    )
+    path = train(dataclasses.replace(job, model=other, start=str(first), train=still, output=str(tmp_path / "next")), 1)
     assert Run(path).settings["model"]["width"] == 32
     assert same_weights(weights(first), weights(path))
 
@@ -405,15 +408,19 @@ with serving() as leader:
 """
 
 
+@pytest.mark.slow
 def test_under_torchrun_rank_0_leads_and_the_others_train_along_until_it_is_over(job, tmp_path):
-    broken = dataclasses.replace(job, model=dataclasses.replace(job.model, explode=math.inf))
+    broken = dataclasses.replace(job, model=dataclasses.replace(job.model, explode=3e38))
     short = dataclasses.replace(job, train=dataclasses.replace(job.train, max_steps=2))
     jobs = [dataclasses.replace(j, output=str(tmp_path / str(n))) for n, j in enumerate((short, broken, short))]
     (tmp_path / "jobs.json").write_text(json.dumps([j.to_plain() for j in jobs]))
     (tmp_path / "script.py").write_text(TORCHRUN)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     found = subprocess.run(
-        [*command, str(tmp_path / "script.py"), str(tmp_path / "jobs.json")], capture_output=True, text=True, timeout=120
+        [*command, str(tmp_path / "script.py"), str(tmp_path / "jobs.json")],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("error:") == 1

@@ -21,7 +21,7 @@ class TinyConfig:
     unused: bool = False
     """Have a parameter that no loss depends on."""
     explode: float = 0.0
-    """Multiply the hidden states by this; infinity makes the loss NaN."""
+    """Multiply the hidden states by this; a huge number makes the loss NaN."""
     crash_rank: int = -1
 
 
@@ -73,9 +73,7 @@ def build(settings, vocabulary_size, columns=()):
 
     if settings.crash_rank == int(os.environ.get("RANK", "0")):
         raise RuntimeError("made to crash")
-    model = Tiny(
-        TinyHF(vocabulary_size, settings.width, settings.context_length, settings.dropout, settings.explode)
-    )
+    model = Tiny(TinyHF(vocabulary_size, settings.width, settings.context_length, settings.dropout, settings.explode))
     if settings.unused:
         model.idle = nn.Parameter(torch.zeros(3))
     return model

@@ -52,6 +52,7 @@ def read(path: Path) -> dict[str, Any]:
 def random_state() -> dict[str, Any]:
     """State of every generator of this process, in types that a checkpoint may hold."""
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    keys = np.asarray(keys)
     version, internal, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),

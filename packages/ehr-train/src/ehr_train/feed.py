@@ -1,8 +1,8 @@
 """Batches in order, made ahead of time by one background thread.
 
-Global batch b of an epoch is rows ``b*G`` to ``(b+1)*G``; rank r of W takes every W-th of them from r on and works through
-them in micro-batches. So which rows make an optimizer step depends on the global batch size G only, and a place in the
-data is (epoch, batch). The last, incomplete global batch is dropped unless it is the only one.
+Global batch b of an epoch is rows ``b*G`` to ``(b+1)*G``; rank r of W takes every W-th of them from r on and works
+through them in micro-batches. So which rows make an optimizer step depends on the global batch size G only, and a place
+in the data is (epoch, batch). The last, incomplete global batch is dropped unless it is the only one.
 """
 
 import queue

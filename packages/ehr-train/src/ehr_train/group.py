@@ -45,8 +45,10 @@ class Group:
             backend = "cpu:gloo,cuda:nccl"
             torch.cuda.set_device(local_rank % torch.cuda.device_count())
         meeting = os.environ.get(RENDEZVOUS)
-        where = {"init_method": f"file://{meeting}", "rank": rank, "world_size": size} if meeting else {}
-        dist.init_process_group(backend, **where)
+        if meeting:
+            dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=size)
+        else:
+            dist.init_process_group(backend)
         cls.active = cls(rank, size, local_rank, dist.new_group(backend="gloo", timeout=WAIT))
         return cls.active
 
@@ -112,7 +114,7 @@ class Group:
 
 def shared(error: EhrError) -> EhrError:
     """Mark an error that every rank raises at the same place."""
-    error.shared = True  # type: ignore[attr-defined]
+    vars(error)["shared"] = True
     return error
 
 

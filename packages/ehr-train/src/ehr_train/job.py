@@ -39,7 +39,8 @@ class TrainJob:
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON values."""
-        return config.to_plain(self)
+        found: dict[str, Any] = config.to_plain(self)
+        return found
 
     @classmethod
     def from_plain(cls, found: dict[str, Any]) -> "TrainJob":
@@ -59,7 +60,8 @@ class TrainJob:
         deciding = {name: found[name] for name in ("model", "objective", "strategy", "train", "seed")}
         free = ("log_every", "checkpoint_every", "checkpoint_every_seconds", "keep_epochs")
         deciding["train"] = {name: value for name, value in found["train"].items() if name not in free}
-        return digest_of([deciding, inputs, world_size])
+        digest: str = digest_of([deciding, inputs, world_size])
+        return digest
 
 
 def _part(kind: str, found: dict[str, Any] | None) -> Any:

@@ -17,6 +17,7 @@ import torch
 from ehr_core.config import from_plain
 from ehr_core.errors import ConfigError, EhrError, FormatError
 from ehr_core.formats.folder import check_free, file_digest, publish, write_json
+from ehr_core.formats.run import Run
 from ehr_core.formats.tables import label_splits
 from ehr_core.formats.tokens import TokenStore
 from ehr_core.plugins import build
@@ -32,8 +33,8 @@ from ehr_train.trainer import Trainer
 def train(job: TrainJob, world_size: int | str = "auto") -> Path:
     """Make the run folder ``job.output``, or continue where an earlier attempt was killed; returns its path.
 
-    ``world_size`` is the number of processes (``auto``: the GPUs there are, else 1). Processes that torchrun started are
-    used as they are. Raises EhrError of one line, also for what went wrong in another process.
+    ``world_size`` is the number of processes (``auto``: the GPUs there are, else 1). Processes that torchrun started
+    are used as they are. Raises EhrError of one line, also for what went wrong in another process.
     """
     group = Group.join()
     if group.size > 1:
@@ -145,13 +146,12 @@ Prepared = tuple[Trainer, TrainJob, dict[str, str], dict[str, Any], list[Any]]
 def _prepare(job: TrainJob, folder: Path) -> Prepared:
     """Open the data and build the learner, the same on every rank."""
     store = TokenStore(job.store)
-    inputs = {"store": store.manifest.digest}
     begin = None
     if job.start is not None:
         run, begin = open_run(job.start)
         run.check_vocabulary(store.vocabulary, store.path)
-        job = dataclasses.replace(job, model=from_plain("model", dict(run.settings)["model"]))  # type: ignore[arg-type]
-        inputs["start"] = run.manifest.digest
+        settings: dict[str, Any] = dict(run.settings)
+        job = dataclasses.replace(job, model=from_plain("model", settings["model"]))
         if begin["model_configs"]["columns"] != store.columns:
             raise FormatError(f"{store.path} has columns {store.columns}; {job.start} was trained with others")
     checkpoint.seed_all(job.seed)
@@ -159,13 +159,12 @@ def _prepare(job: TrainJob, folder: Path) -> Prepared:
     if begin is not None:
         start_from(learner, begin, Path(job.start or ""))
     labels = _labels(job, learner.objective.labelled)
-    if labels is not None:
-        inputs |= {f"labels/{name}": file_digest(labels / f"{name}.parquet") for name in label_splits(labels)}
     context = context_length(job.train.context_length, learner.model)
     train = data.load(store, "train", labels, context, job.seed)
     known = store.splits() if labels is None else label_splits(labels)
     tuning = data.load(store, "tuning", labels, context, job.seed) if "tuning" in known else None
     strategy = build("strategy", job.strategy)
+    inputs = input_digests(job, labels)
     configs = {**job.to_plain()["model"], "vocabulary_size": len(store.vocabulary), "columns": store.columns}
     card = {
         "model_configs": configs,
@@ -181,9 +180,29 @@ def _prepare(job: TrainJob, folder: Path) -> Prepared:
 
     trainer = Trainer(learner, strategy, job.train, train, tuning, folder, card, log)
     checkpoint.seed_all(job.seed, 1 + strategy.rank)
-    content = {"vocabulary": store.vocabulary.digest, "vocabulary_size": len(store.vocabulary)}
+    content = {"job": card["job_digest"], "vocabulary": store.vocabulary.digest}
+    content |= {"vocabulary_size": len(store.vocabulary)}
     content |= {"columns": store.columns, "context_length": context, "labelled": labels is not None}
     return trainer, job, inputs, content, trackers
+
+
+def input_digests(job: TrainJob, labels: Path | None) -> dict[str, str]:
+    """Name to digest of everything that a job reads."""
+    inputs = {"store": TokenStore(job.store).manifest.digest}
+    if job.start is not None:
+        inputs["start"] = Run(job.start).manifest.digest
+    if labels is not None:
+        inputs |= {f"labels/{name}": file_digest(labels / f"{name}.parquet") for name in label_splits(labels)}
+    return inputs
+
+
+def is_made(job: TrainJob, world_size: int) -> bool:
+    """Whether ``job.output`` is the finished run of this very job (with the model's settings as they are in it)."""
+    try:
+        found = Run(job.output).manifest.content.get("job")
+    except FormatError:
+        return False
+    return bool(found == job.digest(input_digests(job, Path(job.labels) if job.labels else None), world_size))
 
 
 def _labels(job: TrainJob, labelled: bool) -> Path | None:

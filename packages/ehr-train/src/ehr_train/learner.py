@@ -19,13 +19,17 @@ from ehr_train import checkpoint
 class Learner(nn.Module):
     """What is placed on devices and optimized: called with a batch it returns the objective's loss."""
 
+    model: Any
+    objective: Any
+
     def __init__(self, model: nn.Module, objective: nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
     def forward(self, batch: Batch) -> Loss:
         """Sum and count of the loss over a batch."""
-        return self.objective.loss(self.model, batch)
+        loss: Loss = self.objective.loss(self.model, batch)
+        return loss
 
 
 def make_learner(model: Any, objective: Any, vocabulary: Vocabulary, columns: Sequence[str]) -> Learner:
@@ -65,14 +69,14 @@ def load_run(path: Path | str, device: torch.device) -> tuple[Run, Learner]:
     return run, learner.to(device).eval()
 
 
-def context_length(wanted: int | None, model: nn.Module) -> int:
+def context_length(wanted: int | None, model: Any) -> int:
     """Positions in a row. Raises ConfigError when the model has fewer, or does not say and none are given."""
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit: Any = getattr(model.config, "max_position_embeddings", None)
     if wanted is None and limit is None:
         raise ConfigError("the model does not say how many positions it has; give train.context_length")
     if wanted is not None and limit is not None and wanted > limit:
-        raise ConfigError(f"train.context_length is {wanted}, and the model has {limit} positions; make one fit the other")
-    return int(wanted or limit)  # type: ignore[arg-type]
+        raise ConfigError(f"train.context_length is {wanted}, and the model has {limit} positions; change one of them")
+    return int(limit) if wanted is None else wanted
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

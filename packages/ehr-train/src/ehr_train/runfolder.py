@@ -40,7 +40,8 @@ def begin(folder: Path, job: TrainJob, store: Path) -> None:
     for name in (VOCABULARY, PREFIX, TOKENIZER):
         if (store / name).is_file():
             shutil.copyfile(store / name, folder / "tokenizer" / name)
-    modules = [registry().get(kind, getattr(job, kind).name).target.partition(":")[0] for kind in ("model", "objective")]
+    parts = [registry().get(kind, getattr(job, kind).name) for kind in ("model", "objective")]
+    modules = [part.target.partition(":")[0] for part in parts]
     snapshot(folder / "source", ["ehr_train", *modules])
 
 
@@ -66,9 +67,10 @@ def finish(folder: Path, job: TrainJob, trainer: Trainer, inputs: dict[str, str]
     learner = trainer.learner
     put(learner.model, best["model"], folder)
     put(learner.objective, best["objective"], folder)
-    logging.disable_progress_bar()  # one bar a file would stand between the lines of ours
+    bars: Any = logging
+    bars.disable_progress_bar()  # one bar a file would stand between the lines of ours
     learner.model.save_pretrained(folder / "model")
-    logging.enable_progress_bar()
+    bars.enable_progress_bar()
     if learner.objective.state_dict():
         save_model(learner.objective, str(folder / "objective.safetensors"))
     for leftover in [*(folder / "checkpoints").glob(".*.partial"), *(folder / "logs").glob("error_rank_*.txt")]:

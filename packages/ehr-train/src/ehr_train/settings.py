@@ -17,7 +17,7 @@ class TrainConfig:
     max_steps: int | None = None
     """Optimizer steps at most; None: ``max_epochs`` alone decides."""
     max_epochs: int | None = 10
-    """Passes over the train split at most (in steps of the first pass; later ones may be packed a little differently)."""
+    """Passes over the train split at most, in steps of the first one (others may be packed a little differently)."""
     learning_rate: float = 1e-3
     min_learning_rate_ratio: float = 0.1
     """Share of the learning rate that the cosine ends at."""

@@ -74,12 +74,14 @@ class Ddp:
             return module
         # Buffers are the same everywhere and need no broadcast a step; newer torch has another word for that.
         known = inspect.signature(DistributedDataParallel).parameters
-        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        buffers: dict[str, Any] = {
+            name: False for name in ("forward_sync_buffers", "broadcast_buffers") if name in known
+        }
         return DistributedDataParallel(
             module,
             gradient_as_bucket_view=True,
             find_unused_parameters=self.settings.find_unused_parameters,
-            **{buffers: False},
+            **dict([*buffers.items()][:1]),
         )
 
     def accumulate(self, wrapped: nn.Module, last: bool) -> Any:

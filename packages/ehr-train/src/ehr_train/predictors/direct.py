@@ -1,20 +1,20 @@
 """``direct``: the probability of an outcome's codes as the next token, from forward passes alone.
 
-Let p(.) be the model's distribution of the token after the last visible one. A token belongs to an outcome when it stands
-for codes and every one of them begins with one of the outcome's prefixes. Without a horizon
+Let p(.) be the model's distribution of the token after the last visible one. A token belongs to an outcome when it
+stands for codes and every one of them begins with one of the outcome's prefixes. Without a horizon
 
     score = p(positive) / (p(positive) + p(negative)).
 
-With a horizon of h days the model may first say that time passes. Interval token i stands for [lower_i, upper_i] days; its
-share within the horizon is f_i = clip((h - lower_i) / (upper_i - lower_i), 0, 1), so 1 when upper_i <= h, 0 when
+With a horizon of h days the model may first say that time passes. Interval token i stands for [lower_i, upper_i] days;
+its share within the horizon is f_i = clip((h - lower_i) / (upper_i - lower_i), 0, 1), so 1 when upper_i <= h, 0 when
 lower_i >= h, and uniform in between. With p(. | i) the distribution after one interval token i,
 
     positive = p(positive) + sum_i f_i p(i) p(positive | i)
     negative = p(negative) + sum_i f_i p(i) p(negative | i) + sum_i (1 - f_i) p(i)
     score = positive / (positive + negative).
 
-This is one look ahead: what follows a second interval, or an unrelated token, is not counted on either side. Every term is
-exact; nothing is sampled. It costs one more forward pass for each interval token with f_i > 0.
+This is one look ahead: what follows a second interval, or an unrelated token, is not counted on either side. Every term
+is exact; nothing is sampled. It costs one more forward pass for each interval token with f_i > 0.
 """
 
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class Direct:
         assert job.run is not None
         run, learner = load_run(job.run, device)
         if learner.objective.labelled or not learner.model.causal:
-            raise NotApplicable(f"{run.path.name} was not trained to predict the next token, so none can be read off it")
+            raise NotApplicable(f"{run.path.name} was not trained to predict the next token, so there is none to read")
         question = ask(job.outcome, run)
 
         def scorer(samples: Samples) -> np.ndarray:
@@ -90,7 +90,8 @@ class Direct:
                 negative = negative + share * mass * then[:, 1]
         both = positive + negative
         # The model may rule out both; nothing is known then.
-        return np.divide(positive, both, out=np.full_like(both, 0.5), where=both > 0)
+        answer: np.ndarray = np.divide(positive, both, out=np.full_like(both, 0.5), where=both > 0)
+        return answer
 
 
 def group_masses(learner: Learner, batch: Batch, groups: list[list[int]]) -> torch.Tensor:

@@ -1,9 +1,11 @@
 """``finetuned``: the run's model, trained further on the labels of the train split, with a head for the question.
 
-The same trainer as for pretraining makes ``OUTPUT/run``: packed samples, plain binary cross-entropy, early stopping on
-the tuning labels. The best weights predict.
+The same trainer as for pretraining makes ``run`` in the job's work folder, where a killed one continues: packed
+samples, plain binary cross-entropy, early stopping on the tuning labels. The best weights predict, and the run is kept
+in the output.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from ehr_core.protocols import PredictionJob
 
 from ehr_train.data import Samples
 from ehr_train.job import TrainJob
-from ehr_train.launch import train
+from ehr_train.launch import is_made, train
 from ehr_train.learner import autocast, load_run
 from ehr_train.predictors.samples import open_store, predict_splits, score
 from ehr_train.settings import DdpConfig, FinetunedConfig, TrainConfig
@@ -36,8 +38,12 @@ class Finetuned:
         """Raises NotApplicable when the train labels are too few or of one class."""
         store = open_store(job)
         check_labels(job.labels, self.settings.min_labels)
-        output = Path(job.output) / "run"
-        train(self.training(job, output), job.world_size)
+        output = Path(job.work) / "run"
+        training = self.training(job, output)
+        if not is_made(training, job.world_size):
+            shutil.rmtree(output, ignore_errors=True)  # a run for other labels, say
+            train(training, job.world_size)
+        shutil.copytree(output, Path(job.output) / "run", dirs_exist_ok=True)
         device = choose_device(self.settings.device)
         run, learner = load_run(output, device)
 

@@ -39,7 +39,7 @@ def score(rows: Rows, batch_size: int, device: torch.device, function: Callable[
 def open_store(job: PredictionJob) -> TokenStore:
     """The store of a job, which must have been made with the run's vocabulary."""
     if job.run is None or job.store is None:
-        raise ConfigError("this predictor needs a trained run: give run=RUN (and the dataset tokenized with its tokenizer)")
+        raise ConfigError("this predictor needs a trained run: give run=RUN, and the dataset tokenized for it")
     store = TokenStore(job.store)
     run, _ = open_run(job.run)
     run.check_vocabulary(store.vocabulary, store.path)
