@@ -1,0 +1,1 @@
+"""BEHRT for the ehr workbench: visit sequences with age, visit and segment."""

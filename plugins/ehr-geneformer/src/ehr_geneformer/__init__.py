@@ -1,0 +1,1 @@
+"""The Geneformer recipe for the ehr workbench: rank-value tokens."""

@@ -1,0 +1,74 @@
+"""What ehr-geneformer brings: rank-value tokens, and a command that takes sentences ranked before. Import-light."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ehr_core import Component, hookimpl
+from omegaconf import MISSING
+
+
+@dataclass
+class RankValueConfig:
+    """Codes in order of value over the code's median, as in Geneformer (Theodoris et al. 2023)."""
+
+    name: str = "rank_value"
+    max_length: int = 2048
+    """Tokens that a sentence keeps, from the highest rank down."""
+    reduce: str = "mean"
+    """``mean`` or ``last``: what becomes of several values of a code of one subject."""
+    scale_total: float = 0.0
+    """Scale the values of a subject to this sum first (Geneformer: 10000, for counts); 0: leave them as they are."""
+    min_count: int = 5
+    """A code that fewer subjects of train have becomes [UNK]; not used with a published ``vocabulary``."""
+    hours: float = 0.0
+    """Rank what the first so many hours of a record hold, known when they are over; 0: the whole record."""
+    vocabulary: str = ""
+    """Published vocabulary that keeps its ids: JSON ``{token: id}``, or a text file with one token a line."""
+    medians: str = ""
+    """Published medians, JSON ``{token: median}``; without it medians are fitted on train."""
+
+
+@dataclass
+class RankedStoreConfig:
+    """Sentences that are ranked already, as a token store."""
+
+    defaults: list[Any] = field(default_factory=lambda: ["_self_"])
+    path: str = MISSING
+    """Parquet file, or folder of them, with ``input_ids`` (lists) and perhaps ``length``."""
+    vocabulary: str = MISSING
+    """The vocabulary of these ids: JSON ``{token: id}``, or a text file with one token a line."""
+    output: str = MISSING
+    """Folder to make; it must not exist yet, or be empty."""
+    medians: str = ""
+    """Medians, JSON ``{token: median}``, kept beside the vocabulary so that further data can be ranked alike."""
+    train: float = 0.8
+    """Share of the split train; a hash of (seed, row) decides where a sentence goes."""
+    tuning: float = 0.1
+    """Share of the split tuning."""
+    held_out: float = 0.1
+    """Share of the split held_out."""
+    shard_rows: int = 100_000
+    """Sentences read and written at once: the bound of memory."""
+    seed: int = 0
+    """Part of the hash that splits."""
+
+
+@hookimpl
+def ehr_tokenizers() -> Iterator[Component]:
+    yield Component(
+        name="rank_value",
+        target="ehr_geneformer.tokenizer:RankValue",
+        config=RankValueConfig,
+        summary="One sentence a subject: codes by value over the code's median",
+    )
+
+
+@hookimpl
+def ehr_commands() -> Iterator[Component]:
+    yield Component(
+        name="ranked-store",
+        target="ehr_geneformer.ranked:ranked_store",
+        config=RankedStoreConfig,
+        summary="Turn ranked Parquet (input_ids, length) into a token store",
+    )
