@@ -252,3 +252,21 @@ def test_real_data_tokenizes(tmp_path, world):
     for subject in found.tables[0].subject_id[:20].tolist():
         assert found.tokens(subject)[0] == "ICU_ADMISSION"
         assert found.prefix(subject, "2012-01-01")[0].startswith("DEMO//Age//Q")
+
+
+def test_further_columns_are_read_as_text_and_null_where_a_file_lacks_them(tmp_path):
+    frame = pl.DataFrame(
+        {"subject_id": [1, 1], "time": [datetime(2020, 1, 1)] * 2, "code": ["A", "B"], "text_value": ["120/80", None]}
+    ).with_columns(pl.lit(7).alias("hadm_id"), pl.col("text_value").cast(pl.Categorical))
+    frame.write_parquet(tmp_path / "0.parquet")
+    events = read_events(tmp_path / "0.parquet", ["text_value", "hadm_id", "race"])
+    assert events.columns == ["subject_id", "time", "code", "numeric_value", "text_value", "hadm_id", "race"]
+    assert events.rows()[0][4:] == ("120/80", "7", None)
+    assert set(events.dtypes[4:]) == {pl.String}
+
+
+def test_a_further_column_that_is_nested_is_refused(tmp_path):
+    frame = pl.DataFrame({"subject_id": [1], "time": [datetime(2020, 1, 1)], "code": ["A"], "text_value": [[1, 2]]})
+    frame.write_parquet(tmp_path / "0.parquet")
+    with pytest.raises(DataError, match="'text_value' is large_list"):
+        read_events(tmp_path / "0.parquet", ["text_value"])

@@ -98,7 +98,13 @@ def _load(folder: Path) -> Tokenizer:
 
 def _summarize(item: tuple[Path, Any]) -> Any:
     path, settings = item
-    return build("tokenizer", settings).summarize(read_events(path))
+    tokenizer: Tokenizer = build("tokenizer", settings)
+    return tokenizer.summarize(read_events(path, event_columns(tokenizer)))
+
+
+def event_columns(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Columns of the events that a tokenizer wants beyond the four of MEDS: its ``event_columns``, if it has any."""
+    return tuple(getattr(tokenizer, "event_columns", ()))
 
 
 @dataclass(frozen=True)
@@ -125,8 +131,9 @@ def _kept(folder: Path, stamp: str) -> Tokenizer:
 
 
 def _encode(job: EncodeJob) -> Encoded:
-    events, non_finite = read_counted(job.shard.path)
-    table = _kept(job.tokenizer, job.stamp).encode(events)
+    tokenizer = _kept(job.tokenizer, job.stamp)
+    events, non_finite = read_counted(job.shard.path, event_columns(tokenizer))
+    table = tokenizer.encode(events)
     table.write(job.tokenizer / job.shard.split / f"{job.shard.number}.safetensors")
     counts = {
         "subjects": len(table.subject_id),

@@ -5,7 +5,7 @@ checks every row of a shard, vectorized, when the shard is read. Nothing is repa
 is an error that names file, row and rule, and the one treatment there is (non-finite numbers become null) is counted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,20 +111,22 @@ def check_columns(path: Path) -> list[str]:
     return present
 
 
-def read_events(path: Path) -> pl.DataFrame:
+def read_events(path: Path, more: Sequence[str] = ()) -> pl.DataFrame:
     """Checked events of a shard: subject_id int64, time datetime[us], code string, numeric_value float32.
 
     Rows are ordered by (subject_id, time) with null times first; the order of rows of one instant is the file's.
-    Raises DataError that names the file, the first bad row (counted from 1) and the rule.
+    ``more`` names further columns, which come as strings; one that the file lacks is null throughout, because MEDS
+    leaves them to the dataset. Raises DataError that names the file, the first bad row (counted from 1) and the rule.
     """
-    return read_counted(path)[0]
+    return read_counted(path, more)[0]
 
 
-def read_counted(path: Path) -> tuple[pl.DataFrame, int]:
+def read_counted(path: Path, more: Sequence[str] = ()) -> tuple[pl.DataFrame, int]:
     """As `read_events`, and how many numbers were NaN, infinite or beyond float32 and became null."""
     present = check_columns(path)
+    further = _further(path, more)
     try:
-        events = pl.read_parquet(path, columns=present)
+        events = pl.read_parquet(path, columns=[*present, *(name for name, there in further.items() if there)])
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise FormatError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
     time = pl.col("time")
@@ -133,13 +135,26 @@ def read_counted(path: Path) -> tuple[pl.DataFrame, int]:
         time = time.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     value = pl.col("numeric_value") if "numeric_value" in present else pl.lit(None)
     events = events.select(
-        "subject_id", time.cast(pl.Datetime("us")), pl.col("code").cast(pl.String), value.cast(pl.Float32).alias("v")
+        "subject_id",
+        time.cast(pl.Datetime("us")),
+        pl.col("code").cast(pl.String),
+        value.cast(pl.Float32).alias("v"),
+        *((pl.col(name) if there else pl.lit(None)).cast(pl.String).alias(name) for name, there in further.items()),
     )
     _check_rows(events, path)
     finite = events["v"].is_finite()  # null for null
     bad = int((~finite).sum())
     numbers = events["v"].set(~finite, None) if bad else events["v"]
-    return events.drop("v").with_columns(numbers.alias("numeric_value")), bad
+    return events.drop("v").insert_column(3, numbers.alias("numeric_value")), bad
+
+
+def _further(path: Path, more: Sequence[str]) -> dict[str, bool]:
+    """Each further column and whether the file has it. Raises DataError for one that has no text form."""
+    schema = pq.read_schema(path) if more else pa.schema([])
+    for name in set(more) & set(schema.names):
+        if pa.types.is_nested(schema.field(name).type):
+            raise DataError(f"{path}: column {name!r} is {schema.field(name).type}; only single values can be read")
+    return {name: name in schema.names for name in more}
 
 
 def _check_rows(events: pl.DataFrame, path: Path) -> None:
