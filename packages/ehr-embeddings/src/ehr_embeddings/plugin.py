@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ehr_core import Component, cli, hookimpl
+from ehr_core import Component, hookimpl
+from ehr_core.cli import program
 
 MISSING: Any = "???"  # a value that has to be given, as omegaconf spells it; importing it would slow every command
 
@@ -73,4 +74,4 @@ def ehr_commands() -> Iterator[Component]:
     )
 
 
-main = cli.program("ehr-embed", "ehr-embeddings", "embed")
+main = program("ehr-embed", "ehr-embeddings", "embed")
