@@ -1,0 +1,98 @@
+"""Rules of visit grammars: which rows make a visit, and at which level of its hierarchy a code is told.
+
+Shapes: N rows (timed events of a shard, in order of subject and time), I instants (rows of one subject and time).
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from ehr_tokenize.visits_settings import VisitsConfig
+
+HOUR = 3_600_000_000
+DAY = 24 * HOUR
+GROUPINGS = ("encounter", "hybrid", "same_day", "time_window")
+ICD_LEVELS = ("full", "3-digit")
+ATC_LEVELS = (1, 3, 4, 5, 7)
+ICD10 = {"ICD10", "ICD10CM"}
+ICD9 = {"ICD9", "ICD9CM"}
+
+
+def group(
+    subject_N: np.ndarray, time_N: np.ndarray, admit_N: np.ndarray, leave_N: np.ndarray, settings: VisitsConfig
+) -> np.ndarray:
+    """(N,) number of the visit in the shard, ascending; -1 outside all visits.
+
+    The rows of one instant are in one visit. Whether two instants share a visit is decided by rows up to the later one.
+    """
+    if not len(time_N):
+        return np.zeros(0, np.int64)
+    new_N = np.ones(len(time_N), bool)
+    new_N[1:] = (subject_N[1:] != subject_N[:-1]) | (time_N[1:] != time_N[:-1])
+    first_I = np.flatnonzero(new_N)
+    subject_I, time_I = subject_N[first_I], time_N[first_I]
+    start_I = np.ones(len(first_I), bool)
+    other_I = subject_I[1:] != subject_I[:-1]
+    inside_I = np.ones(len(first_I), bool)
+    day_I = time_I // DAY
+    if settings.grouping == "same_day":
+        start_I[1:] = other_I | (day_I[1:] != day_I[:-1])
+    elif settings.grouping == "time_window":
+        start_I[1:] = other_I | (np.diff(time_I) > settings.gap_hours * HOUR)
+    else:
+        start_I, inside_I = _stays(subject_I, admit_N, leave_N, first_I)
+        if settings.grouping == "hybrid":
+            outside_I = ~inside_I
+            begins_I = outside_I.copy()
+            begins_I[1:] &= other_I | inside_I[:-1] | (day_I[1:] != day_I[:-1])
+            start_I, inside_I = start_I | begins_I, np.ones(len(first_I), bool)
+    group_I = np.where(inside_I, np.cumsum(start_I) - 1, -1)
+    return group_I[np.cumsum(new_N) - 1]
+
+
+def _stays(
+    subject_I: np.ndarray, admit_N: np.ndarray, leave_N: np.ndarray, first_I: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(I,) where a stay starts, and which instants are inside one.
+
+    Each instant with an admission starts a stay. After an instant with both, the later row says whether it goes on.
+    """
+    row_N = np.arange(len(admit_N))
+    last_admit_I = np.maximum.reduceat(np.where(admit_N, row_N, -1), first_I)
+    last_leave_I = np.maximum.reduceat(np.where(leave_N, row_N, -1), first_I)
+    border_I = (last_admit_I >= 0) | (last_leave_I >= 0)
+    index_I = np.arange(len(first_I))
+    # The last border before each instant, if it is of the same subject, tells whether a stay is open.
+    before_I = np.concatenate([[-1], np.maximum.accumulate(np.where(border_I, index_I, -1))[:-1]])
+    open_I = (before_I >= 0) & (subject_I[before_I] == subject_I) & (last_admit_I > last_leave_I)[before_I]
+    start_I = last_admit_I >= 0
+    return start_I, start_I | open_I
+
+
+def shorten(code: str, settings: VisitsConfig) -> str:
+    """A code at the level that the settings ask for: ``DIAGNOSIS//ICD10CM//E11.65`` to ``DIAGNOSIS//ICD10CM//E11``.
+
+    ICD diagnoses and ATC codes are known by the parts of the name before the code itself; all others stay as they are.
+    """
+    *parts, own = code.split("//")
+    if not parts:
+        return code
+    marks = [re.sub(r"[^A-Z0-9]", "", part.upper()) for part in parts]
+    if "ATC" in marks:
+        return "//".join([*parts, own[: settings.atc_level]])
+    if settings.icd_level == "full" or "PROCEDURE" in marks:
+        return code
+    version = _icd_version(marks)
+    if version is None:
+        return code
+    plain = own.replace(".", "")
+    return "//".join([*parts, plain[: 4 if version == 9 and plain[:1] in ("E", "e") else 3]])
+
+
+def _icd_version(marks: list[str]) -> int | None:
+    """9 or 10 of ``[..., "ICD10CM"]`` or ``[..., "ICD", "10"]``; None for anything else, procedures included."""
+    if ICD10 & set(marks) or marks[-2:] == ["ICD", "10"]:
+        return 10
+    return 9 if ICD9 & set(marks) or marks[-2:] == ["ICD", "9"] else None

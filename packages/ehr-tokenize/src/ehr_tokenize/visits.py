@@ -1,0 +1,390 @@
+"""Visit grammars: codes in visits, with age, visit, segment and more at each token; the building block of BEHRT's kin.
+
+A subject's timed events become ``[CLS] code code [SEP] code ...``. Columns, each with a number a token:
+
+- ``age_days`` int32: age at the token's time, -1 when birth is unknown or later
+- ``visit`` int32: 1, 2, ... within the record, 0 outside all visits; visits of which no code is kept do not count
+- ``segment`` int32: 1, 2, 1, 2, ... by visit, 0 outside
+- ``entity``, ``sex``, ``region`` int32 and ``value`` float32 where the settings ask for them; `Visits.save` writes
+  which id means what, and 0 is none
+
+[SEP] says that a visit is over. It stands at the time of the next event, which is when that is known, with the age and
+visit of the one that it closes; so a record does not end in [SEP]. Rows of one instant keep their order; sex and region
+count from their own row on. Shapes: N rows, S subjects, C distinct codes, K rows that are kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from ehr_core.config import to_plain
+from ehr_core.errors import ConfigError, DataError, FormatError
+from ehr_core.formats.folder import file_digest, read_json, write_json
+from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load_prefix, write_prefix
+from ehr_core.formats.vocabulary import CLS, SEP, SPECIALS, UNK, Token, Vocabulary
+
+from ehr_tokenize import stages, visit_rules
+from ehr_tokenize.visits_settings import VisitsConfig
+
+BIRTH = "MEDS_BIRTH"
+STATICS = ("sex", "region")
+UNKNOWN = 1
+"""Id of an unknown sex or region, and of the entity ``other``."""
+NUM_ENTITIES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What `Visits.fit` needs to know of one shard."""
+
+    codes: Counter[str]
+    """Rows per MEDS code."""
+    statics: dict[str, Counter[str]]
+    """Rows per code, by kind: sex and region."""
+    cls: int
+    sep: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Rows of a shard that become code tokens."""
+
+    rows: stages.Records
+    at_K: np.ndarray
+    """Their places among the shard's rows."""
+    visit_K: np.ndarray
+    first_K: np.ndarray
+    """Whether it is the subject's first."""
+    sep_K: np.ndarray
+    """Whether the row before it closed a visit."""
+
+
+class Visits:
+    """See the module. Implements `ehr_core.protocols.Tokenizer`."""
+
+    def __init__(self, settings: VisitsConfig):
+        _check(settings)
+        self.settings = settings
+        self.vocabulary = Vocabulary.build([])
+        self.prefix = Prefix()
+        self.static_ids: dict[str, dict[str, int]] = {kind: {} for kind in STATICS}
+        """Sex and region: value to id, from 2 up."""
+        self.mapping: dict[str, str] | None = None
+        """Code to code, once the file is read."""
+        self.files: dict[str, str] = {}
+        """sha256 of the files that the settings name."""
+        names = set(settings.entities.values()) - {"other"}
+        self.entity_ids = {"other": UNKNOWN} | {name: UNKNOWN + 1 + k for k, name in enumerate(sorted(names))}
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Further columns of the token tables."""
+        found = dict.fromkeys(("age_days", "visit", "segment"), "int32")
+        if self.settings.entity:
+            found["entity"] = "int32"
+        if self.settings.static == "columns":
+            found |= dict.fromkeys(STATICS, "int32")
+        return found | ({"value": "float32"} if self.settings.value else {})
+
+    # -- rows
+
+    def _name(self, code: str) -> str:
+        """The token's name of a MEDS code."""
+        if self.mapping is None:
+            self.mapping = self._read_mapping()
+        return self.mapping.get(code) or visit_rules.shorten(code, self.settings)
+
+    def _read_mapping(self) -> dict[str, str]:
+        if not self.settings.mapping:
+            return {}
+        path = Path(self.settings.mapping)
+        found = read_json(path)
+        if not isinstance(found, dict) or not all(isinstance(to, str) and to for to in found.values()):
+            raise FormatError(f"{path} is not a JSON object of codes to codes")
+        self.files = {"mapping": file_digest(path)}
+        return found
+
+    def _entity(self, name: str) -> str:
+        return self.settings.entities.get(name.partition("//")[0], "other")
+
+    def _keep(self, rows: stages.Records) -> Kept:
+        """Sort a shard's rows into visits and keep those that become tokens."""
+        settings = self.settings
+        static_C = rows.per_code(lambda code: code == BIRTH or self._static_kind(code) is not None, bool)
+        at_N = np.flatnonzero((rows.time_N != NO_TIME) & ~static_C[rows.code_N])
+        code_N, subject_N = rows.code_N[at_N], rows.subject_N[at_N]
+        admit_C = rows.per_code(lambda code: _starts(code, settings.admission_codes), bool)
+        leave_C = rows.per_code(lambda code: _starts(code, settings.discharge_codes), bool)
+        group_N = visit_rules.group(subject_N, rows.time_N[at_N], admit_C[code_N], leave_C[code_N], settings)
+        keep_N = np.ones(len(at_N), bool)
+        if settings.only_entities:
+            wanted = set(settings.only_entities)
+            keep_N = rows.per_code(lambda code: self._entity(self._name(code)) in wanted, bool)[code_N]
+        if settings.unique:
+            keep_N &= _first_of_visit(group_N, self._name_index(rows)[code_N], keep_N)
+        at_K, subject_K, group_K = at_N[keep_N], subject_N[keep_N], group_N[keep_N]
+        first_K = np.ones(len(at_K), bool)
+        first_K[1:] = subject_K[1:] != subject_K[:-1]
+        new_K = first_K.copy()
+        new_K[1:] |= group_K[1:] != group_K[:-1]
+        over_K = new_K & ~first_K
+        over_K[1:] &= group_K[:-1] >= 0
+        count_K = np.cumsum(new_K & (group_K >= 0))
+        before_K = np.maximum.accumulate(np.where(first_K, count_K - (group_K >= 0), 0))
+        visit_K = np.where(group_K >= 0, count_K - before_K, 0)
+        no_K = np.zeros(len(at_K), bool)
+        return Kept(rows, at_K, visit_K, first_K if settings.cls else no_K, over_K if settings.sep else no_K)
+
+    def _name_index(self, rows: stages.Records) -> np.ndarray:
+        """(C,) equal for codes that become the same token."""
+        seen: dict[str, int] = {}
+        return rows.per_code(lambda code: seen.setdefault(self._name(code), len(seen)), np.int64)
+
+    def _static_kind(self, code: str) -> str | None:
+        if _starts(code, self.settings.sex_codes):
+            return "sex"
+        return "region" if _starts(code, self.settings.region_codes) else None
+
+    # -- fit
+
+    def summarize(self, events: pl.DataFrame) -> Summary:
+        """Rows per code of one shard of train."""
+        rows = stages.records(events)
+        kept = self._keep(rows)
+        rows_C = np.bincount(rows.code_N[kept.at_K], minlength=len(rows.names_C))
+        all_C = np.bincount(rows.code_N, minlength=len(rows.names_C))
+        statics: dict[str, Counter[str]] = {kind: Counter() for kind in STATICS}
+        for code, number in zip(rows.names_C, all_C.tolist(), strict=True):
+            if kind := self._static_kind(code):
+                statics[kind][code] += number
+        codes = Counter({rows.names_C[c]: int(rows_C[c]) for c in np.flatnonzero(rows_C)})
+        return Summary(codes, statics, int(kept.first_K.sum()), int(kept.sep_K.sum()))
+
+    def fit(self, summaries: Iterable[Summary]) -> None:
+        """Fit vocabulary, sexes and regions. Raises DataError when train has no event to make a token of."""
+        codes: Counter[str] = Counter()
+        statics: dict[str, Counter[str]] = {kind: Counter() for kind in STATICS}
+        special: Counter[str] = Counter()
+        for part in summaries:
+            codes.update(part.codes)
+            special.update({SPECIALS[CLS]: part.cls, SPECIALS[SEP]: part.sep})
+            for kind in STATICS:
+                statics[kind].update(part.statics[kind])
+        if not codes:
+            raise DataError("the train split has no event with a time to make a token of; see tokenizer.only_entities")
+        found: dict[str, list[str]] = {}
+        for code in sorted(codes):
+            found.setdefault(self._name(code), []).append(code)
+        count = {name: sum(codes[code] for code in sources) for name, sources in found.items()}
+        often = sorted((n for n in count if count[n] >= self.settings.min_count), key=lambda n: (-count[n], n))
+        special[SPECIALS[UNK]] = sum(count.values()) - sum(count[name] for name in often)
+        tokens = [Token(name, "special", (), special[name]) for name in SPECIALS]
+        tokens += self._fit_statics(statics)
+        clash = sorted({token.token for token in tokens} & set(often))
+        if clash:
+            raise DataError(f"the code {clash[0]!r} has the name of a token that the tokenizer makes itself; rename it")
+        self.vocabulary = Vocabulary(tokens + [Token(n, "code", tuple(found[n]), count[n]) for n in often])
+        self.prefix = self._make_prefix()
+
+    def _fit_statics(self, statics: dict[str, Counter[str]]) -> list[Token]:
+        """Give ids to sexes and regions; return their tokens when they stand in the prefix."""
+        tokens = []
+        for kind, most in (("sex", self.settings.max_sexes), ("region", self.settings.max_regions)):
+            values: Counter[str] = Counter()
+            sources: dict[str, list[str]] = {}
+            for code in sorted(statics[kind]):
+                values[_value(code)] += statics[kind][code]
+                sources.setdefault(_value(code), []).append(code)
+            ranked = sorted(values, key=lambda value: (-values[value], value))[: most - UNKNOWN - 1]
+            self.static_ids[kind] = {value: UNKNOWN + 1 + k for k, value in enumerate(ranked)}
+            if self.settings.static == "prefix" and ranked:
+                tokens.append(Token(_static_token(kind), "static"))
+                tokens += [Token(_static_token(kind, v), "static", tuple(sources[v]), values[v]) for v in ranked]
+        return tokens
+
+    def _make_prefix(self) -> Prefix:
+        slots = tuple(kind for kind in STATICS if _static_token(kind) in self.vocabulary.ids)
+        return Prefix(slots=slots, unknown=tuple(self.vocabulary[_static_token(kind)] for kind in slots))
+
+    # -- encode
+
+    def encode(self, events: pl.DataFrame) -> TokenTable:
+        """Tokens of a shard whose rows are sorted by (subject_id, time), null times first."""
+        rows = stages.records(events)
+        kept = self._keep(rows)
+        size = len(rows.subject_id_S)
+        birth_C = rows.per_code(BIRTH.__eq__, bool)
+        born = np.flatnonzero(birth_C[rows.code_N] & (rows.time_N != NO_TIME))[::-1]
+        birth_S = np.full(size, NO_TIME)
+        birth_S[rows.subject_N[born]] = rows.time_N[born]  # backwards, so that the first birth stays
+        dtype = np.dtype(np.uint16 if len(self.vocabulary) <= 1 << 16 else np.uint32)
+        code_N = rows.per_code(self._code_id, np.int64)[rows.code_N]
+        number = len(kept.at_K)
+        often = [kept.first_K, kept.sep_K, np.ones(number, np.int8)]
+        ids = [np.full(number, CLS), np.full(number, SEP), code_N[kept.at_K]]
+        token, total_K = stages.interleave(list(zip(ids, often, strict=True)), dtype)
+        columns = {}
+        for name, (own_K, marks) in self._column_values(kept, birth_S).items():
+            kind = np.dtype(self.columns[name])
+            # [CLS] has what the first code has, [SEP] what the row before it has; some columns mean nothing there.
+            parts = [own_K, np.roll(own_K, 1)] if marks is None else [np.full(number, marks)] * 2
+            columns[name] = stages.interleave(list(zip([*parts, own_K], often, strict=True)), kind)[0]
+        offset = np.concatenate([[0], np.cumsum(total_K)])[stages.offsets(rows.subject_N[kept.at_K], size)]
+        return TokenTable(
+            subject_id=rows.subject_id_S,
+            birth=birth_S,
+            offset=offset,
+            token=token,
+            time=np.repeat(rows.time_N[kept.at_K], total_K),
+            columns=columns,
+            **self._encode_prefix(rows, size, dtype),
+        )
+
+    def _code_id(self, code: str) -> int:
+        index: int = self.vocabulary.ids.get(self._name(code), UNK)
+        return index if self.vocabulary.tokens[index].kind == "code" else UNK
+
+    def _column_values(self, kept: Kept, birth_S: np.ndarray) -> dict[str, tuple[np.ndarray, float | None]]:
+        """Per column the values (K,) of the codes, and what the marks [CLS] and [SEP] have (None: a neighbour's)."""
+        rows = kept.rows
+        subject_K, time_K, code_K = rows.subject_N[kept.at_K], rows.time_N[kept.at_K], rows.code_N[kept.at_K]
+        known_K = (birth_S[subject_K] != NO_TIME) & (birth_S[subject_K] <= time_K)
+        age_K = (time_K - np.where(known_K, birth_S[subject_K], time_K)) // visit_rules.DAY
+        values: dict[str, tuple[np.ndarray, float | None]] = {
+            "age_days": (np.where(known_K, age_K, -1), None),
+            "visit": (kept.visit_K, None),
+            "segment": (np.where(kept.visit_K > 0, 2 - kept.visit_K % 2, 0), None),
+        }
+        if self.settings.entity:
+            entity_C = rows.per_code(lambda code: self.entity_ids[self._entity(self._name(code))], np.int64)
+            values["entity"] = (entity_C[code_K], 0)
+        if self.settings.static == "columns":
+            values |= {kind: (self._last_static(rows, kind)[kept.at_K], None) for kind in STATICS}
+        if self.settings.value:
+            values["value"] = (rows.value_N[kept.at_K], np.nan)
+        return values
+
+    def _last_static(self, rows: stages.Records, kind: str) -> np.ndarray:
+        """(N,) id of the sex or region that the rows up to each one give."""
+        ids = self.static_ids[kind]
+        is_C = rows.per_code(lambda code: self._static_kind(code) == kind, bool)
+        id_C = rows.per_code(lambda code: ids.get(_value(code), UNKNOWN), np.int64)
+        if not len(rows.code_N):
+            return np.zeros(0, np.int64)
+        last_N = np.maximum.accumulate(np.where(is_C[rows.code_N], np.arange(len(rows.code_N)), -1))
+        known_N = (last_N >= 0) & (rows.subject_N[last_N] == rows.subject_N)
+        return np.where(known_N, id_C[rows.code_N[last_N]], UNKNOWN)
+
+    def _encode_prefix(self, rows: stages.Records, size: int, dtype: np.dtype) -> dict[str, np.ndarray]:
+        """The static arrays of a token table; a new value is unknown, a repeated one is left out."""
+        slot_of = {kind: index for index, kind in enumerate(self.prefix.slots)}
+        slot_C = rows.per_code(lambda code: slot_of.get(self._static_kind(code) or "", -1), np.int64)
+        token_C = rows.per_code(self._prefix_id, np.int64)
+        at = np.flatnonzero(slot_C[rows.code_N] >= 0)
+        at = at[np.lexsort((slot_C[rows.code_N[at]], rows.subject_N[at]))]  # stable: time order stays within a slot
+        subject, slot, token = rows.subject_N[at], slot_C[rows.code_N[at]], token_C[rows.code_N[at]]
+        new = np.ones(len(at), bool)
+        new[1:] = (subject[1:] != subject[:-1]) | (token[1:] != token[:-1]) | (slot[1:] != slot[:-1])
+        return {
+            "static_offset": stages.offsets(subject[new], size),
+            "static_slot": slot[new].astype(np.uint16),
+            "static_token": token[new].astype(dtype),
+            "static_time": rows.time_N[at][new],
+        }
+
+    def _prefix_id(self, code: str) -> int:
+        kind = self._static_kind(code)
+        if kind not in self.prefix.slots:
+            return 0
+        assert kind is not None
+        value = _value(code)
+        return self.vocabulary[_static_token(kind, value if value in self.static_ids[kind] else None)]
+
+    # -- state
+
+    def save(self, folder: Path) -> None:
+        """Write vocabulary.json, prefix.json and tokenizer.json, whose ``state`` says what each id means."""
+        self.vocabulary.save(folder)
+        write_prefix(folder, self.prefix)
+        settings = to_plain(self.settings)
+        settings["mapping"] = Path(settings["mapping"]).name  # the state has the content; a place is of one machine
+        state = {
+            "entity": self.entity_ids,
+            **self.static_ids,
+            "specials": {name: index for index, name in enumerate(SPECIALS)},
+            "mapping": self.mapping or {},
+            "files": self.files,
+        }
+        write_json(folder / TOKENIZER, {"name": self.settings.name, "settings": settings, "state": state})
+
+    def load(self, folder: Path) -> None:
+        """Read back what `save` wrote, settings included. Raises FormatError when it is another tokenizer's."""
+        found: dict[str, Any] = read_json(folder / TOKENIZER)
+        try:
+            if found["name"] != self.settings.name:
+                raise FormatError(f"{folder / TOKENIZER} is of tokenizer {found['name']!r}, not {self.settings.name!r}")
+            self.settings = type(self.settings)(**found["settings"])
+            state = found["state"]
+            self.entity_ids, self.mapping, self.files = state["entity"], state["mapping"], state["files"]
+            self.static_ids = {kind: state[kind] for kind in STATICS}
+        except (KeyError, TypeError) as error:
+            raise FormatError(
+                f"{folder / TOKENIZER} is not the state of tokenizer {self.settings.name!r}: {error!r}"
+            ) from error
+        self.vocabulary = Vocabulary.load(folder)
+        self.prefix = load_prefix(folder)
+
+
+def _check(settings: VisitsConfig) -> None:
+    """Raise ConfigError for settings that make no grammar."""
+    choices: dict[str, tuple[Any, ...]] = {
+        "grouping": visit_rules.GROUPINGS,
+        "icd_level": visit_rules.ICD_LEVELS,
+        "atc_level": visit_rules.ATC_LEVELS,
+        "static": ("columns", "prefix", "none"),
+    }
+    for name, allowed in choices.items():
+        if getattr(settings, name) not in allowed:
+            raise ConfigError(
+                f"tokenizer.{name} is {getattr(settings, name)}; allowed: {', '.join(str(value) for value in allowed)}"
+            )
+    for name, least in (("min_count", 1), ("max_sexes", 2), ("max_regions", 2)):
+        if getattr(settings, name) < least:
+            raise ConfigError(f"tokenizer.{name} is {getattr(settings, name)}; it must be at least {least}")
+    if not settings.gap_hours > 0:
+        raise ConfigError(f"tokenizer.gap_hours is {settings.gap_hours}; it must be above 0")
+    types = {*settings.entities.values(), "other"}
+    wrong = sorted(set(settings.only_entities) - types)
+    if wrong:
+        raise ConfigError(f"tokenizer.only_entities names {wrong[0]!r}; allowed: {', '.join(sorted(types))}")
+    if len(types) + UNKNOWN > NUM_ENTITIES:
+        raise ConfigError(f"tokenizer.entities has {len(types) - 1} types; at most {NUM_ENTITIES - UNKNOWN - 1}")
+
+
+def _starts(code: str, prefixes: list[str]) -> bool:
+    return any(code == prefix or code.startswith(f"{prefix}//") for prefix in prefixes)
+
+
+def _value(code: str) -> str:
+    """``F`` of ``GENDER//F``."""
+    return code.partition("//")[2]
+
+
+def _static_token(kind: str, value: str | None = None) -> str:
+    return f"{kind.upper()}//{value}" if value is not None else f"[{kind.upper()} UNKNOWN]"
+
+
+def _first_of_visit(group_N: np.ndarray, name_N: np.ndarray, keep_N: np.ndarray) -> np.ndarray:
+    """(N,) whether a row is the first of its visit with its name; always outside of visits."""
+    at = np.flatnonzero(keep_N & (group_N >= 0))
+    key = group_N[at] * (int(name_N.max(initial=0)) + 1) + name_N[at]
+    _, first = np.unique(key, return_index=True)
+    found_N = group_N < 0
+    found_N[at[first]] = True
+    return found_N
