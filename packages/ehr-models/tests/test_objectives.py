@@ -52,6 +52,12 @@ def test_the_first_token_after_the_prefix_is_predicted_and_the_prefix_is_not(pac
     assert target.tolist() == [[-100, *window[2:].tolist(), -100, -100, -100]]
 
 
+def test_padding_is_not_predicted_whatever_ids_are_in_it(pack, windows):
+    batch = pack(windows(6), width=12)
+    batch.token_BT[:, 6:] = 9
+    assert (next_tokens(batch)[:, 5:] == -100).all()
+
+
 def test_the_loss_is_the_same_with_and_without_leaving_positions_out(model, next_token, pack, windows, monkeypatch):
     batch = pack(windows(10, 25), windows(33), prefix=3)
     plain = next_token.loss(model, batch)
