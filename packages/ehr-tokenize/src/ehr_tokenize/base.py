@@ -1,0 +1,301 @@
+"""What tokenizers share: which rows are static, how they fill the prefix, the vocabulary, the state on disk.
+
+A tokenizer derives from `TimelineTokenizer` and adds `summarize`, `fit` and `encode_timeline`. Shapes as in `stages`.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+from ehr_core.config import to_plain
+from ehr_core.errors import ConfigError, DataError, FormatError
+from ehr_core.formats.folder import read_json, write_json
+from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load_prefix, write_prefix
+from ehr_core.formats.vocabulary import SPECIALS, UNK, Token, Vocabulary
+
+from ehr_tokenize import stages
+
+BIRTH = "MEDS_BIRTH"
+MINUTE = 60_000_000
+HOUR, DAY = 60 * MINUTE, 1440 * MINUTE
+TENS = tuple(f"AGE_TENS//{digit}" for digit in range(10))
+UNITS = tuple(f"AGE_UNITS//{digit}" for digit in range(10))
+AGE_UNKNOWN = "AGE//UNKNOWN"
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The rows of a shard, told apart."""
+
+    timeline: stages.Records
+    static: stages.Records
+    birth_S: np.ndarray
+    """int64 microseconds, the first MEDS_BIRTH; NO_TIME if unknown."""
+
+    @property
+    def births(self) -> int:
+        """Subjects whose birth is known."""
+        return int(np.count_nonzero(self.birth_S != NO_TIME))
+
+
+class TimelineTokenizer(abc.ABC):
+    """Base of `ehr_core.protocols.Tokenizer`: one timeline a subject, static rows as a prefix.
+
+    Settings have at least ``name``, ``num_quantiles``, ``min_count``, ``static_codes`` and ``value``.
+    """
+
+    config: ClassVar[type]
+    """The dataclass of settings."""
+    saved: ClassVar[tuple[str, ...]] = ("breaks", "static_breaks", "interval_estimates")
+    """Names of the attributes that are fitted; JSON values."""
+    spacing: ClassVar[stages.Spacing]
+    """The tokens for time."""
+
+    def __init__(self, settings: Any):
+        if settings.num_quantiles < 2:
+            raise ConfigError(f"tokenizer.num_quantiles is {settings.num_quantiles}; it must be at least 2")
+        if settings.min_count < 1:
+            raise ConfigError(f"tokenizer.min_count is {settings.min_count}; it must be at least 1")
+        self.settings = settings
+        self.vocabulary = Vocabulary.build([])
+        self.prefix = Prefix()
+        self.breaks: dict[str, list[float]] = {}
+        """Per timeline code with numbers in train: its quantile breaks, ascending."""
+        self.static_breaks: dict[str, list[float]] = {}
+        """The same for static codes with numbers."""
+        self.interval_estimates: dict[str, float] = {}
+        """Mean seconds that each interval token stands for, in train."""
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Further columns of the token tables."""
+        return {"value": "float32"} if self.settings.value else {}
+
+    @abc.abstractmethod
+    def summarize(self, events: pl.DataFrame) -> Any:
+        """What `fit` needs to know of one shard of train."""
+
+    @abc.abstractmethod
+    def fit(self, summaries: Iterable[Any]) -> None:
+        """Fit on the summaries of all train shards. Raises DataError when train has no event."""
+
+    @abc.abstractmethod
+    def encode_timeline(self, parts: Parts, dtype: np.dtype) -> dict[str, Any]:
+        """``offset``, ``token``, ``time`` and ``columns`` of a token table."""
+
+    # -- rows
+
+    def parts(self, rows: stages.Records) -> Parts:
+        """Timeline, static rows and births of a shard."""
+        birth_N = rows.per_code(BIRTH.__eq__, bool)[rows.code_N]
+        starts = tuple(f"{prefix}//" for prefix in self.settings.static_codes)
+        exact = frozenset(self.settings.static_codes)
+        static_N = rows.per_code(lambda code: code.startswith(starts) or code in exact, bool)[rows.code_N]
+        timed_N = rows.time_N != NO_TIME
+        static_N |= ~timed_N
+        return Parts(
+            rows.where(~(birth_N | static_N)),
+            rows.where(static_N & ~birth_N),
+            births(rows, rows.where(birth_N & timed_N)),
+        )
+
+    def encode(self, events: pl.DataFrame) -> TokenTable:
+        """Tokens of a shard whose rows are sorted by (subject_id, time), null times first."""
+        rows = stages.records(events)
+        parts = self.parts(rows)
+        dtype = self.dtype
+        static = self.static_rows(parts)
+        return TokenTable(
+            subject_id=rows.subject_id_S,
+            birth=parts.birth_S,
+            **self.encode_timeline(parts, dtype),
+            **static_arrays(*static, size=len(rows.subject_id_S), dtype=dtype),
+        )
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of tokens: the smaller one that holds the vocabulary."""
+        return np.dtype(np.uint16 if len(self.vocabulary) <= 1 << 16 else np.uint32)
+
+    def code_id(self, code: str) -> int:
+        """The token of a timeline code; UNK for one that has none."""
+        index: int = self.vocabulary.ids.get(code, UNK)
+        return index if self.vocabulary.tokens[index].kind == "code" else UNK
+
+    # -- static prefix
+
+    def slot(self, code: str) -> str:
+        """The prefix slot that a static code without a number fills: ``GENDER`` of ``GENDER//F``.
+
+        Beyond ``static_codes`` it is the code without its last component, so that ``DEMO//SEX//F`` and ``DEMO//HEIGHT``
+        do not push each other out of one slot ``DEMO``.
+        """
+        chosen = [p for p in self.settings.static_codes if code == p or code.startswith(f"{p}//")]
+        return chosen[0] if chosen else code.rpartition("//")[0] or code
+
+    def fit_static(self, static: stages.Counts) -> tuple[list[str], list[Token]]:
+        """Slots in order, and their tokens: the unknown one, then values by name or quantile."""
+        size, least = self.settings.num_quantiles, self.settings.min_count
+        length_C = np.diff(static.offset_C)
+        breaks = stages.quantile_breaks(static, size)
+        enough = {c for c, n in zip(static.names_C, length_C, strict=True) if n >= least}
+        self.static_breaks = {code: found for code, found in breaks.items() if code in enough}
+        bins = stages.bin_counts(static, self.static_breaks, size)
+        filled: dict[str, list[Token]] = {}
+        for code, rows, length in zip(static.names_C, static.rows_C.tolist(), length_C.tolist(), strict=True):
+            if code in self.static_breaks:
+                fused = [
+                    Token(f"{code}//Q{k + 1}", "static", (code,), int(bins[code][k]))
+                    for k in range(len(breaks[code]) + 1)
+                ]
+                filled.setdefault(code, []).extend(fused)
+            elif length == 0 and rows >= least:
+                filled.setdefault(self.slot(code), []).append(Token(code, "static", (code,), rows))
+        tokens = []
+        for slot in sorted(filled):
+            unknown = f"{slot}//UNKNOWN"
+            if all(token.token != unknown for token in filled[slot]):  # RACE//UNKNOWN may well be in the data
+                tokens.append(Token(unknown, "static"))
+            tokens += filled[slot]
+        return sorted(filled), tokens
+
+    def make_prefix(self, slots: Sequence[str], age: bool) -> Prefix:
+        """The prefix with these slots, and age digits at its end if asked for, from the vocabulary."""
+        ids = self.vocabulary
+        return Prefix(
+            slots=tuple(slots),
+            unknown=tuple(ids[f"{slot}//UNKNOWN"] for slot in slots),
+            tens=tuple(ids[name] for name in TENS) if age else (),
+            units=tuple(ids[name] for name in UNITS) if age else (),
+            age_unknown=ids[AGE_UNKNOWN] if age else 0,
+        )
+
+    def static_rows(self, parts: Parts) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Subject, slot, token and time of each static value, in order of time.
+
+        A number that is missing says nothing; a new value is unknown.
+        """
+        static = parts.static
+        slot_ids = {slot: index for index, slot in enumerate(self.prefix.slots)}
+        numeric_C = static.per_code(self.static_breaks.__contains__, bool)
+        slot_C = static.per_code(lambda c: slot_ids.get(c if c in self.static_breaks else self.slot(c), -1), np.int64)
+        token_C = static.per_code(self._static_id, np.int64)
+        bin_N = stages.find_bins(static, self.static_breaks, self.settings.num_quantiles)
+        slot_N, token_N, numeric_N = slot_C[static.code_N], token_C[static.code_N], numeric_C[static.code_N]
+        unknown = np.array((*self.prefix.unknown, 0))  # the last one stands in for slot -1, which is dropped
+        token_N = np.where(token_N < 0, unknown[slot_N], token_N) + np.where(numeric_N, bin_N - 1, 0)
+        # A number of a code that had none in train belongs to no slot that we know.
+        keep_N = (slot_N >= 0) & np.where(
+            numeric_N, bin_N > 0, (token_C[static.code_N] >= 0) | np.isnan(static.value_N)
+        )
+        return static.subject_N[keep_N], slot_N[keep_N], token_N[keep_N], static.time_N[keep_N]
+
+    def _static_id(self, code: str) -> int:
+        """Token of a static code; for one with numbers that of its first quantile; -1 for a new one."""
+        if code in self.static_breaks:
+            return int(self.vocabulary[f"{code}//Q1"])
+        index: int = self.vocabulary.ids.get(code, -1)
+        return index if index >= 0 and self.vocabulary.tokens[index].kind in ("static", "code") else -1
+
+    # -- state
+
+    def save(self, folder: Path) -> None:
+        """Write vocabulary.json, prefix.json and tokenizer.json."""
+        self.vocabulary.save(folder)
+        write_prefix(folder, self.prefix)
+        state = {name: getattr(self, name) for name in self.saved} | {"interval_days": self.spacing.days()}
+        found = {"name": self.settings.name, "settings": to_plain(self.settings), "state": state}
+        write_json(folder / TOKENIZER, found)
+
+    def load(self, folder: Path) -> None:
+        """Read back what `save` wrote, settings included. Raises FormatError when it is another tokenizer's."""
+        found: dict[str, Any] = read_json(folder / TOKENIZER)
+        try:
+            if found["name"] != self.settings.name:
+                raise FormatError(f"{folder / TOKENIZER} is of tokenizer {found['name']!r}, not {self.settings.name!r}")
+            self.settings = self.config(**found["settings"])
+            for name in self.saved:
+                setattr(self, name, found["state"][name])
+        except (KeyError, TypeError) as error:
+            raise FormatError(
+                f"{folder / TOKENIZER} is not the state of tokenizer {self.settings.name!r}: {error!r}"
+            ) from error
+        self.vocabulary = Vocabulary.load(folder)
+        self.prefix = load_prefix(folder)
+
+
+def births(rows: stages.Records, found: stages.Records) -> np.ndarray:
+    """(S,) time of the first of the rows ``found`` of each subject; NO_TIME for none."""
+    birth_S = np.full(len(rows.subject_id_S), NO_TIME)
+    birth_S[found.subject_N[::-1]] = found.time_N[::-1]  # backwards, so that the first birth stays
+    return birth_S
+
+
+def static_arrays(
+    subject_N: np.ndarray, slot_N: np.ndarray, token_N: np.ndarray, time_N: np.ndarray, size: int, dtype: np.dtype
+) -> dict[str, Any]:
+    """The static arrays of a token table, from rows in order of time."""
+    order = np.lexsort((slot_N, subject_N))  # stable: time order stays within a slot
+    subject, token = subject_N[order], token_N[order]
+    new = np.ones(len(order), bool)  # what repeats the value before it changes no prefix
+    new[1:] = (subject[1:] != subject[:-1]) | (token[1:] != token[:-1])
+    return {
+        "static_offset": stages.offsets(subject[new], size),
+        "static_slot": slot_N[order][new].astype(np.uint16),
+        "static_token": token[new].astype(dtype),
+        "static_time": time_N[order][new],
+    }
+
+
+def often_enough(counts: stages.Counts, least: int) -> dict[str, int]:
+    """Code to rows, for codes with at least so many rows."""
+    return {name: int(n) for name, n in zip(counts.names_C, counts.rows_C, strict=True) if n >= least}
+
+
+def assemble(fixed: list[Token], statics: list[Token], often: dict[str, int], rare: int) -> Vocabulary:
+    """Specials, the tokens ``fixed``, static tokens, then codes by (-count, code).
+
+    A code that is both static and in the timeline is one token of kind ``code``. Raises DataError for a code that has
+    the name of one of our own tokens: its meaning would be lost.
+    """
+    special = [Token(name, "special", (), rare if index == UNK else 0) for index, name in enumerate(SPECIALS)]
+    ours = {token.token for token in special + fixed} | {t.token for t in statics if t.codes != (t.token,)}
+    clash = sorted((set(often) | {t.token for t in statics if t.codes == (t.token,)}) & ours)
+    if clash:
+        raise DataError(f"the code {clash[0]!r} has the name of a token that the tokenizer makes itself; rename it")
+    shared = [
+        dataclasses.replace(token, kind="code", count=token.count + often[token.token])
+        if token.token in often
+        else token
+        for token in statics
+    ]
+    placed = {token.token for token in shared}
+    codes = [
+        Token(code, "code", (code,), often[code])
+        for code in sorted(often, key=lambda code: (-often[code], code))
+        if code not in placed
+    ]
+    return Vocabulary(special + fixed + shared + codes)
+
+
+def ids_of(vocabulary: Vocabulary, names: Iterable[str]) -> list[int]:
+    """Ids of tokens by their exact names. Raises ConfigError for a name that is not there, with the nearest one.
+
+    A vocabulary that is used unchanged must not answer UNK to a misspelt name: a score of the wrong token looks fine.
+    """
+    found = []
+    for name in names:
+        if name not in vocabulary.ids:
+            near = difflib.get_close_matches(name, vocabulary.ids, n=1, cutoff=0.0)
+            raise ConfigError(
+                f"the vocabulary has no token {name!r}; the nearest of its {len(vocabulary)} is {near[0]!r}"
+            )
+        found.append(int(vocabulary[name]))
+    return found
