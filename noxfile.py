@@ -84,20 +84,24 @@ def requirements(names: list[str], tests: bool = False) -> tuple[list[Package], 
     return sorted(local.values(), key=lambda package: package.name), sorted(outside)
 
 
-def needs_torch(name: str) -> bool:
-    return any(Requirement(text).name in ("torch", "transformers", "peft") for text in requirements([name])[1])
+def needs_torch(outside: list[str]) -> bool:
+    return any(Requirement(text).name in ("torch", "transformers", "peft") for text in outside)
 
 
-def constraints(session: nox.Session) -> Path:
-    """The constraints file; for a torch that is there already, one that names its version and makes it visible."""
-    if not os.environ.get("EHR_SYSTEM_TORCH"):
+def constraints(session: nox.Session, outside: list[str]) -> Path:
+    """The constraints file; for a torch that is there already, one that names its version, and a link to it."""
+    for link in Path(session.virtualenv.location).glob("**/site-packages/system_torch.pth"):
+        link.unlink()  # of an earlier session in this environment
+    if not os.environ.get("EHR_SYSTEM_TORCH") or not needs_torch(outside):
         return CONSTRAINTS
     if importlib.util.find_spec("torch") is None:
         session.error(f"EHR_SYSTEM_TORCH is set, but {sys.executable}, which runs nox, has no torch")
     torch = importlib.metadata.distribution("torch")
-    site = session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True, log=False)
-    # After the session's own packages on sys.path, so that only what is missing there comes from outside.
-    Path(str(site).strip(), "system_torch.pth").write_text(f"{torch.locate_file('')}\n")
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = str(session.run("python", "-c", where, silent=True, log=False)).strip()
+    # Such a folder comes after the session's own on sys.path: only what is missing there is taken from outside. The
+    # scripts of what is found there are elsewhere, so sessions say `python -m pytest`, not `pytest`.
+    Path(site, "system_torch.pth").write_text(f"{torch.locate_file('')}\n")
     path = Path(session.create_tmp()) / "constraints.txt"
     path.write_text(f"-c {ROOT / 'constraints-common.txt'}\ntorch=={torch.version}\n")
     return path
@@ -106,7 +110,7 @@ def constraints(session: nox.Session) -> Path:
 def install(session: nox.Session, names: list[str], *tools: str, tests: bool = False) -> None:
     """Install these packages from the tree, editable, with what they declare and the tools of the session."""
     local, outside = requirements(names, tests)
-    session.install("-c", str(constraints(session)), *BUILD, *tools, *outside)
+    session.install("-c", str(constraints(session, outside)), *BUILD, *tools, *outside)
     editable = [part for package in local for part in ("-e", str(package.folder))]
     session.install("--no-build-isolation", "--no-deps", *editable)
 
@@ -118,7 +122,7 @@ def tests(session: nox.Session) -> None:
     arguments = session.posargs or ["-m", "not slow"]
     if not any(Path(argument.partition("::")[0]).exists() for argument in arguments):
         arguments = [*arguments, "packages", "plugins", "integration_tests"]
-    session.run("pytest", *arguments, env=QUIET)
+    session.run("python", "-m", "pytest", *arguments, env=QUIET)
 
 
 @nox.session
@@ -131,7 +135,7 @@ def demo(session: nox.Session) -> None:
 CASES = [
     nox.param(python, name, id=name if python is None else f"{name}-{python}")
     for name in PACKAGES
-    for python in (None, *(() if needs_torch(name) else PYTHONS))
+    for python in (None, *(() if needs_torch(requirements([name])[1]) else PYTHONS))
 ]
 
 
@@ -140,13 +144,15 @@ CASES = [
 def tests_package(session: nox.Session, name: str) -> None:
     """One package alone: only what it declares is installed, then its own tests."""
     install(session, [name], *CHECK, tests=True)
-    if not SUBSTITUTES.keys() & {requirement.name for requirement in PACKAGES[name].requires}:
+    heavy = needs_torch(requirements([name], tests=True)[1])
+    substituted = SUBSTITUTES.keys() & {requirement.name for requirement in PACKAGES[name].requires}
+    if not substituted and not (heavy and os.environ.get("EHR_SYSTEM_TORCH")):
         session.run("python", "-m", "pip", "check")
-    if not needs_torch(name):
+    if not heavy:
         absent = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') and 'torch is installed')"
         session.run("python", "-c", absent)
     tests_folder = (PACKAGES[name].folder / "tests").relative_to(ROOT)
-    session.run("pytest", str(tests_folder), *(session.posargs or ["-m", "not slow"]), env=QUIET)
+    session.run("python", "-m", "pytest", str(tests_folder), *(session.posargs or ["-m", "not slow"]), env=QUIET)
 
 
 @nox.session
@@ -178,7 +184,13 @@ def changelog_problem(package: Package) -> str | None:
 def types(session: nox.Session) -> None:
     """mypy over all packages at once: strict on ehr-core and on every plugin.py."""
     install(session, list(PACKAGES), "mypy")
-    session.run("mypy", *(str((p.folder / "src").relative_to(ROOT)) for p in PACKAGES.values()), *session.posargs)
+    session.run(
+        "python",
+        "-m",
+        "mypy",
+        *(str((p.folder / "src").relative_to(ROOT)) for p in PACKAGES.values()),
+        *session.posargs,
+    )
 
 
 @nox.session
