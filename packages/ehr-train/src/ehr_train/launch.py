@@ -221,7 +221,9 @@ def _spawn(job: TrainJob, size: int) -> None:
         place = Path(name)
         write_json(place / "job.json", job.to_plain())
         threads = str(max((os.cpu_count() or size) // size, 1))
-        shared = {"OMP_NUM_THREADS": threads, **os.environ, RENDEZVOUS: str(place / "meeting"), "WORLD_SIZE": str(size)}
+        # The reducer warns each time that unused parameters are allowed and there are none; errors stay.
+        defaults = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        shared = {**defaults, **os.environ, RENDEZVOUS: str(place / "meeting"), "WORLD_SIZE": str(size)}
         workers: list[subprocess.Popen[bytes]] = []
         try:
             for rank in range(size):

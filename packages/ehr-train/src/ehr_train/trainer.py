@@ -105,7 +105,8 @@ class Trainer:
                 elif self.checkpoint_due():
                     self.save()
                 if bar:
-                    bar.update(1, f"loss {state.history[-1].get('loss', math.nan):.4f}" if state.history else "")
+                    losses = [entry["loss"] for entry in state.history[-2:] if "loss" in entry]
+                    bar.update(1, f"loss {losses[-1]:.4f}" if losses else "")
         finally:
             feed.close()
             if bar:
