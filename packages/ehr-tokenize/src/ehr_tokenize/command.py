@@ -19,7 +19,7 @@ from ehr_core.config import from_plain, to_plain
 from ehr_core.errors import DataError
 from ehr_core.formats.folder import Manifest, check_free, digest_of, new_folder, read_json, write_manifest
 from ehr_core.formats.tokens import FORMAT, TOKENIZER, VERSION
-from ehr_core.formats.vocabulary import UNK
+from ehr_core.formats.vocabulary import SPECIALS, UNK
 from ehr_core.plugins import build, registry
 from ehr_core.progress import Progress
 from ehr_core.protocols import Executor, Tokenizer
@@ -134,12 +134,13 @@ def _encode(job: EncodeJob) -> Encoded:
     tokenizer = _kept(job.tokenizer, job.stamp)
     events, non_finite = read_counted(job.shard.path, event_columns(tokenizer))
     table = tokenizer.encode(events)
+    unknown = tokenizer.vocabulary.ids.get(SPECIALS[UNK], -1)  # a published vocabulary may have none
     table.write(job.tokenizer / job.shard.split / f"{job.shard.number}.safetensors")
     counts = {
         "subjects": len(table.subject_id),
         "events": len(events),
         "tokens": len(table.token),
-        "unk": int((table.token == UNK).sum()),
+        "unk": int((table.token == unknown).sum()),
         "non_finite": non_finite,
     }
     return Encoded(np.array(table.subject_id), counts)

@@ -9,10 +9,9 @@ import re
 
 import numpy as np
 
+from ehr_tokenize.base import DAY, HOUR
 from ehr_tokenize.visits_settings import VisitsConfig
 
-HOUR = 3_600_000_000
-DAY = 24 * HOUR
 GROUPINGS = ("encounter", "hybrid", "same_day", "time_window")
 ICD_LEVELS = ("full", "3-digit")
 ATC_LEVELS = (1, 3, 4, 5, 7)

@@ -30,9 +30,9 @@ from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load
 from ehr_core.formats.vocabulary import CLS, SEP, SPECIALS, UNK, Token, Vocabulary
 
 from ehr_tokenize import stages, visit_rules
+from ehr_tokenize.base import BIRTH, DAY, births, static_arrays
 from ehr_tokenize.visits_settings import VisitsConfig
 
-BIRTH = "MEDS_BIRTH"
 STATICS = ("sex", "region")
 UNKNOWN = 1
 """Id of an unknown sex or region, and of the entity ``other``."""
@@ -219,10 +219,8 @@ class Visits:
         rows = stages.records(events)
         kept = self._keep(rows)
         size = len(rows.subject_id_S)
-        birth_C = rows.per_code(BIRTH.__eq__, bool)
-        born = np.flatnonzero(birth_C[rows.code_N] & (rows.time_N != NO_TIME))[::-1]
-        birth_S = np.full(size, NO_TIME)
-        birth_S[rows.subject_N[born]] = rows.time_N[born]  # backwards, so that the first birth stays
+        born_N = rows.per_code(BIRTH.__eq__, bool)[rows.code_N] & (rows.time_N != NO_TIME)
+        birth_S = births(rows, rows.where(born_N))
         dtype = np.dtype(np.uint16 if len(self.vocabulary) <= 1 << 16 else np.uint32)
         code_N = rows.per_code(self._code_id, np.int64)[rows.code_N]
         number = len(kept.at_K)
@@ -255,7 +253,7 @@ class Visits:
         rows = kept.rows
         subject_K, time_K, code_K = rows.subject_N[kept.at_K], rows.time_N[kept.at_K], rows.code_N[kept.at_K]
         known_K = (birth_S[subject_K] != NO_TIME) & (birth_S[subject_K] <= time_K)
-        age_K = (time_K - np.where(known_K, birth_S[subject_K], time_K)) // visit_rules.DAY
+        age_K = (time_K - np.where(known_K, birth_S[subject_K], time_K)) // DAY
         values: dict[str, tuple[np.ndarray, float | None]] = {
             "age_days": (np.where(known_K, age_K, -1), None),
             "visit": (kept.visit_K, None),
@@ -282,21 +280,13 @@ class Visits:
         return np.where(known_N, id_C[rows.code_N[last_N]], UNKNOWN)
 
     def _encode_prefix(self, rows: stages.Records, size: int, dtype: np.dtype) -> dict[str, np.ndarray]:
-        """The static arrays of a token table; a new value is unknown, a repeated one is left out."""
+        """The static arrays of a token table; a new value is unknown."""
         slot_of = {kind: index for index, kind in enumerate(self.prefix.slots)}
         slot_C = rows.per_code(lambda code: slot_of.get(self._static_kind(code) or "", -1), np.int64)
         token_C = rows.per_code(self._prefix_id, np.int64)
-        at = np.flatnonzero(slot_C[rows.code_N] >= 0)
-        at = at[np.lexsort((slot_C[rows.code_N[at]], rows.subject_N[at]))]  # stable: time order stays within a slot
-        subject, slot, token = rows.subject_N[at], slot_C[rows.code_N[at]], token_C[rows.code_N[at]]
-        new = np.ones(len(at), bool)
-        new[1:] = (subject[1:] != subject[:-1]) | (token[1:] != token[:-1]) | (slot[1:] != slot[:-1])
-        return {
-            "static_offset": stages.offsets(subject[new], size),
-            "static_slot": slot[new].astype(np.uint16),
-            "static_token": token[new].astype(dtype),
-            "static_time": rows.time_N[at][new],
-        }
+        rows = rows.where(slot_C[rows.code_N] >= 0)
+        slot_N, token_N = slot_C[rows.code_N], token_C[rows.code_N]
+        return static_arrays(rows.subject_N, slot_N, token_N, rows.time_N, size, dtype)
 
     def _prefix_id(self, code: str) -> int:
         kind = self._static_kind(code)

@@ -1,0 +1,31 @@
+"""Splits by a hash of the subject: where a subject goes depends on its id and a seed, not on who else is there."""
+
+from __future__ import annotations
+
+import numpy as np
+from ehr_core.errors import ConfigError
+
+
+def shares_of(settings: object) -> tuple[float, float, float]:
+    """``train``, ``tuning`` and ``held_out`` of a settings object. Raises ConfigError unless they add up to 1."""
+    shares = tuple(float(getattr(settings, name)) for name in ("train", "tuning", "held_out"))
+    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ConfigError(
+            f"train, tuning and held_out are {', '.join(f'{share:g}' for share in shares)}; "
+            "they must be 0 or more and add up to 1"
+        )
+    return shares[0], shares[1], shares[2]
+
+
+def split_of(subject_id_S: np.ndarray, seed: int, shares: tuple[float, float, float]) -> np.ndarray:
+    """(S,) 0 for train, 1 for tuning, 2 for held_out: splitmix64 of id and seed, as a number in [0, 1)."""
+    key = np.random.SeedSequence(abs(seed)).generate_state(1, np.uint64)[0]
+    with np.errstate(over="ignore"):  # splitmix64 is arithmetic modulo 2**64
+        x = (subject_id_S.astype(np.uint64) ^ key) + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+    place_S = (x >> np.uint64(11)).astype(np.float64) / 2.0**53
+    # With a held_out share of 0 the second bound must be above every place, also after rounding.
+    bounds = [shares[0], shares[0] + shares[1] if shares[2] else 1.0]
+    return np.searchsorted(bounds, place_S, side="right")

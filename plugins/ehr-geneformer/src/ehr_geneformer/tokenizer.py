@@ -1,0 +1,225 @@
+"""The tokenizer ``rank_value``: a record is one sentence, its codes ranked by value over the code's median.
+
+After Geneformer (Theodoris et al., Transfer learning enables predictions in network biology, Nature 2023), where a
+record is a cell, a code a gene and a value a count of transcripts: values are (if ``scale_total`` says so) scaled to a
+common sum, divided by the median of the code's non-zero values over the subjects of train, and sorted from high to low;
+equal ones by id. The first ``max_length`` stay. For clinical numbers:
+
+- Several values of a code become their mean, or the last one. Zero and missing values leave no token, as in Geneformer.
+- A number may be negative: the median is of absolute values, so that negative values rank last.
+- An unseen code has no median. Its [UNK] ranks behind all others. A published vocabulary without [UNK] leaves it out.
+- A sentence is known when its last value is: all its tokens stand one microsecond after the record's last event, or
+  with ``hours`` at the end of the first so many hours. So nothing of it is visible to a prediction made earlier.
+
+Shapes: N rows, S subjects, C distinct codes, K values (one a subject and code), M values that become tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from ehr_core.config import to_plain
+from ehr_core.errors import ConfigError, DataError, FormatError
+from ehr_core.formats.folder import read_json, write_json
+from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load_prefix, write_prefix
+from ehr_core.formats.vocabulary import SPECIALS, UNK, Token, Vocabulary
+from ehr_tokenize import stages
+from ehr_tokenize.base import BIRTH, HOUR
+
+from ehr_geneformer.plugin import RankValueConfig
+from ehr_geneformer.published import described, read_medians, read_vocabulary
+
+NOTHING = stages.Counts([], np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, np.float32))
+
+
+class RankValue:
+    """See the module. Implements `ehr_core.protocols.Tokenizer`."""
+
+    def __init__(self, settings: RankValueConfig):
+        if settings.reduce not in ("mean", "last"):
+            raise ConfigError(f"tokenizer.reduce is {settings.reduce!r}; allowed: mean, last")
+        for name, least in (("max_length", 1), ("min_count", 1), ("scale_total", 0), ("hours", 0)):
+            if not least <= getattr(settings, name) < float("inf"):
+                raise ConfigError(f"tokenizer.{name} is {getattr(settings, name)}; it must be at least {least}")
+        self.settings = settings
+        self.vocabulary = Vocabulary.build([])
+        self.prefix = Prefix()
+        self.columns: Mapping[str, str] = {}
+        self.medians: dict[str, float] = {}
+        """Token to the median that its values are divided by."""
+        self.files: dict[str, dict[str, str]] = {}
+        """Name and sha256 of the published files."""
+
+    # -- fit
+
+    def summarize(self, events: pl.DataFrame) -> stages.Counts:
+        """The values of one shard, one a subject and code; nothing where published medians are used."""
+        if self.settings.vocabulary and self.settings.medians:
+            return NOTHING
+        rows = reduced(stages.records(events), self.settings)
+        return stages.count(rows.where(rows.value_N != 0))
+
+    def fit(self, summaries: Iterable[stages.Counts]) -> None:
+        """Fit or read vocabulary and medians. Raises DataError when train has no number other than 0."""
+        found = stages.merge(list(summaries))
+        self.read_published()
+        medians = self.medians if self.settings.medians else medians_of(found)
+        if not self.settings.vocabulary:
+            if not found.names_C:
+                raise DataError("the train split has no number other than 0, so there is nothing to rank by")
+            self.vocabulary = _build(found, self.settings.min_count)
+        codes = {token.token for token in self.vocabulary.tokens if token.kind == "code"}
+        self.medians = {name: median for name, median in sorted(medians.items()) if name in codes}
+        if not self.medians:
+            raise DataError("no code has a token and a median; tokenizer.vocabulary and the codes are of other origins")
+
+    def read_published(self) -> None:
+        """Read the vocabulary and the medians that the settings name. Raises FormatError."""
+        if self.settings.vocabulary:
+            self.vocabulary = read_vocabulary(Path(self.settings.vocabulary))
+            self.files["vocabulary"] = described(self.settings.vocabulary)
+        if self.settings.medians:
+            self.medians = read_medians(Path(self.settings.medians))
+            self.files["medians"] = described(self.settings.medians)
+
+    def count(self, count_V: np.ndarray) -> None:
+        """Set how often train has each token."""
+        pairs = zip(self.vocabulary.tokens, count_V.tolist(), strict=True)
+        self.vocabulary = Vocabulary([dataclasses.replace(token, count=number) for token, number in pairs])
+
+    # -- encode
+
+    def encode(self, events: pl.DataFrame) -> TokenTable:
+        """One sentence a subject; see the module."""
+        if not self.medians:
+            raise DataError(
+                "this tokenizer has no medians to rank by: it was made from ranked sentences without medians="
+            )
+        rows = stages.records(events)
+        known_S = known_at(rows, self.settings)
+        values = reduced(rows, self.settings)
+        values = values.where(values.value_N != 0)
+        unknown = self.vocabulary.ids.get(SPECIALS[UNK], -1)
+        id_C = values.per_code(lambda code: self.vocabulary[code] if code in self.medians else unknown, np.int64)
+        median_C = values.per_code(lambda code: self.medians.get(code, np.nan), np.float64)
+        rank_K = values.value_N / median_C[values.code_N]
+        id_K, subject_K = id_C[values.code_N], values.subject_N
+        size = len(rows.subject_id_S)
+        kept = np.flatnonzero(id_K >= 0)
+        # NaN, where there is no median, sorts last; equal ranks and unknown codes are in the order of ids.
+        kept = kept[np.lexsort((id_K[kept], -rank_K[kept], subject_K[kept]))]
+        start_S = stages.offsets(subject_K[kept], size)
+        kept = kept[np.arange(len(kept)) - start_S[subject_K[kept]] < self.settings.max_length]
+        dtype = np.uint16 if len(self.vocabulary) <= 1 << 16 else np.uint32
+        return sentences(rows.subject_id_S, subject_K[kept], id_K[kept].astype(dtype), known_S)
+
+    # -- state
+
+    def save(self, folder: Path) -> None:
+        """Write vocabulary.json, prefix.json and tokenizer.json, whose ``state`` has medians and special ids."""
+        self.vocabulary.save(folder)
+        write_prefix(folder, self.prefix)
+        settings = to_plain(self.settings)
+        for name in ("vocabulary", "medians"):
+            settings[name] = Path(settings[name]).name  # the state has the content; a place is of one machine
+        ids = {name: self.vocabulary.ids[name] for name in SPECIALS if name in self.vocabulary.ids}
+        state = {"medians": self.medians, "specials": ids, "files": self.files}
+        write_json(folder / TOKENIZER, {"name": self.settings.name, "settings": settings, "state": state})
+
+    def load(self, folder: Path) -> None:
+        """Read back what `save` wrote, settings included. Raises FormatError when it is another tokenizer's."""
+        found: dict[str, Any] = read_json(folder / TOKENIZER)
+        try:
+            if found["name"] != self.settings.name:
+                raise FormatError(f"{folder / TOKENIZER} is of tokenizer {found['name']!r}, not {self.settings.name!r}")
+            self.settings = RankValueConfig(**found["settings"])
+            self.medians, self.files = found["state"]["medians"], found["state"]["files"]
+        except (KeyError, TypeError) as error:
+            raise FormatError(f"{folder / TOKENIZER} is not the state of tokenizer 'rank_value': {error!r}") from error
+        self.vocabulary = Vocabulary.load(folder)
+        self.prefix = load_prefix(folder)
+
+
+def _build(found: stages.Counts, least: int) -> Vocabulary:
+    """The specials, then codes by (-subjects, code)."""
+    often = [(name, int(n)) for name, n in zip(found.names_C, found.rows_C, strict=True) if n >= least]
+    clash = sorted({name for name, _ in often} & set(SPECIALS))
+    if clash:
+        raise DataError(f"the code {clash[0]!r} has the name of a token that the tokenizer makes itself; rename it")
+    rare = int(found.rows_C.sum()) - sum(n for _, n in often)
+    special = [Token(name, "special", (), rare if index == UNK else 0) for index, name in enumerate(SPECIALS)]
+    often.sort(key=lambda pair: (-pair[1], pair[0]))
+    return Vocabulary(special + [Token(name, "code", (name,), number) for name, number in often])
+
+
+def medians_of(found: stages.Counts) -> dict[str, float]:
+    """Median of the absolute values of each code; the mean of the middle two for an even number."""
+    medians = {}
+    for c, name in enumerate(found.names_C):
+        value = np.abs(found.value[found.offset_C[c] : found.offset_C[c + 1]].astype(np.float64))
+        medians[name] = float(np.median(value))
+    return medians
+
+
+def _ends(rows: stages.Records) -> tuple[np.ndarray, np.ndarray]:
+    """(S,) first and last time of an event other than birth; NO_TIME where there is none."""
+    birth_C = rows.per_code(BIRTH.__eq__, bool)
+    at = np.flatnonzero((rows.time_N != NO_TIME) & ~birth_C[rows.code_N])
+    size = len(rows.subject_id_S)
+    first_S, last_S = np.full(size, NO_TIME), np.full(size, NO_TIME)
+    last_S[rows.subject_N[at]] = rows.time_N[at]  # in order of time: the last assignment stays
+    first_S[rows.subject_N[at[::-1]]] = rows.time_N[at[::-1]]
+    return first_S, last_S
+
+
+def known_at(rows: stages.Records, settings: RankValueConfig) -> np.ndarray:
+    """(S,) the time from which a subject's sentence is known; 0 for a record without times."""
+    first_S, last_S = _ends(rows)
+    end_S = first_S + int(settings.hours * HOUR) if settings.hours else last_S + 1
+    return np.where(first_S == NO_TIME, 0, end_S)
+
+
+def reduced(rows: stages.Records, settings: RankValueConfig) -> stages.Records:
+    """One row per subject and code that has a number: its mean or last value, scaled if the settings say so."""
+    keep_N = ~np.isnan(rows.value_N)
+    if settings.hours:
+        keep_N &= (rows.time_N == NO_TIME) | (rows.time_N <= known_at(rows, settings)[rows.subject_N])
+    rows = rows.where(keep_N)
+    order = np.lexsort((rows.code_N, rows.subject_N))  # stable: in order of time within a subject and code
+    rows = rows.where(order)
+    if not len(order):
+        return rows
+    new_N = np.ones(len(order), bool)
+    new_N[1:] = (rows.subject_N[1:] != rows.subject_N[:-1]) | (rows.code_N[1:] != rows.code_N[:-1])
+    first_K = np.flatnonzero(new_N)
+    last_K = np.append(first_K[1:], len(order)) - 1
+    value_K = rows.value_N[last_K].astype(np.float64)
+    if settings.reduce == "mean":
+        value_K = np.add.reduceat(rows.value_N.astype(np.float64), first_K) / (last_K - first_K + 1)
+    found = rows.where(last_K)
+    if settings.scale_total:
+        total_S = np.bincount(found.subject_N, np.abs(value_K), len(rows.subject_id_S))
+        total_K = total_S[found.subject_N]
+        value_K = np.divide(value_K * settings.scale_total, total_K, out=np.zeros_like(value_K), where=total_K > 0)
+    return dataclasses.replace(found, value_N=value_K.astype(np.float32))
+
+
+def sentences(subject_id_S: np.ndarray, subject_M: np.ndarray, token_M: np.ndarray, time_S: np.ndarray) -> TokenTable:
+    """A token table of one sentence a subject, all of it at one time, without statics."""
+    size = len(subject_id_S)
+    return TokenTable(
+        subject_id=subject_id_S,
+        offset=stages.offsets(subject_M, size),
+        token=token_M,
+        time=time_S[subject_M],
+        birth=np.full(size, NO_TIME),
+        static_offset=np.zeros(size + 1, np.int64),
+        static_slot=np.zeros(0, np.uint16),
+        static_token=np.zeros(0, token_M.dtype),
+        static_time=np.zeros(0, np.int64),
+    )
