@@ -278,6 +278,27 @@ def test_labels_stay_with_their_samples_when_rows_are_shuffled(store):
     assert batch.token_BT.flatten()[batch.last_N].tolist() == last
 
 
+def test_samples_that_begin_together_share_a_window_and_keep_their_own_last_token_and_label(store):
+    people = cohort(3000, 30, 3)
+    asked = [(p.id, p.times[at], (index + at) % 3 == 0) for index, p in enumerate(people) for at in (2, 5, -1)]
+    apart, shared = (Samples(TokenStore(store), "tuning", labels_for(asked), 64, 0, share=s) for s in (False, True))
+    rows = shared.epoch(4)
+    batch, chosen = rows.batch(np.arange(len(rows))), np.arange(len(rows))
+    sample, _ = rows.samples(rows.windows(chosen)[0])
+    assert sorted(sample.tolist()) == list(range(len(asked)))
+    assert len(rows.window_W) < len(asked)
+    alone = apart.evaluation()
+    token, start = batch.token_BT.flatten(), batch.position_BT.flatten()
+    for index, number in enumerate(sample.tolist()):
+        last = int(batch.last_N[index])
+        window = token[last - int(start[last]) : last + 1].tolist()
+        expected = alone.lead_WP[number, : alone.lead_W[number]].tolist()
+        shard, begin = alone.timelines.shard_S[alone.subject_W[number]], alone.start_W[number]
+        expected += alone.timelines.tables[shard].token[begin : begin + alone.length_W[number]].tolist()
+        assert window == expected
+        assert float(batch.label_N[index]) == float(shared.label_N[number])
+
+
 def test_a_context_that_the_prefix_fills_is_refused(store):
     with pytest.raises(ConfigError, match=r"context_length is 3"):
         Windows(TokenStore(store), "train", 3, 0)

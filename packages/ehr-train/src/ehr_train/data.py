@@ -104,7 +104,13 @@ class Rows:
     window_W: np.ndarray
     """Windows in order of row."""
     bound_R1: np.ndarray
-    label_W: np.ndarray | None = None
+    label_N: np.ndarray | None = None
+    sample_N: np.ndarray | None = None
+    """Samples in order of window."""
+    last_N: np.ndarray | None = None
+    """Place in its window of the last visible token, of each sample (in their own order)."""
+    sample_bound_W1: np.ndarray | None = None
+    """Window w asks samples ``sample_N[sample_bound_W1[w]:sample_bound_W1[w + 1]]``."""
     tail_W: np.ndarray | None = None
     """One more token (id) after the window's own, for predictors that look one step ahead."""
 
@@ -128,6 +134,13 @@ class Rows:
         place_M = np.repeat(self.bound_R1[rows], count_B) + ragged_arange(count_B)
         return self.window_W[place_M], count_B
 
+    def samples(self, window_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Samples of these windows, window after window, and how many each window has (M,)."""
+        assert self.sample_N is not None and self.sample_bound_W1 is not None, "these rows carry no samples"  # noqa: PT018
+        count_M = self.sample_bound_W1[window_M + 1] - self.sample_bound_W1[window_M]
+        place = np.repeat(self.sample_bound_W1[window_M], count_M) + ragged_arange(count_M)
+        return self.sample_N[place], count_M
+
     def batch(self, rows: np.ndarray) -> Batch:
         """The batch of these rows. A loop over windows, none over tokens.
 
@@ -140,10 +153,11 @@ class Rows:
         flat = self._fill(window_M, begin_M, ragged_arange(count_B) + 1, len(rows) * self.context)
         tensors = {name: torch.from_numpy(values.reshape(len(rows), -1)) for name, values in flat.items()}
         fixed = {name: tensors.pop(name) for name in ("token_BT", "position_BT", "segment_BT", "static_BT")}
-        if self.label_W is None:
+        if self.label_N is None or self.last_N is None:
             return Batch(**fixed, columns=tensors)
-        label_N = torch.from_numpy(self.label_W[window_M])
-        last_N = torch.from_numpy(begin_M + self.size_W[window_M] - 1)
+        sample, count_M = self.samples(window_M)
+        label_N = torch.from_numpy(self.label_N[sample])
+        last_N = torch.from_numpy(np.repeat(begin_M, count_M) + self.last_N[sample])
         return Batch(**fixed, columns=tensors, label_N=label_N, last_N=last_N)
 
     def _fill(
@@ -245,11 +259,22 @@ def _phase(subject_S: np.ndarray, seed: int, epoch: int, chunk: int) -> np.ndarr
 class Samples:
     """Labelled samples: what is visible of a subject at each prediction time, the latest tokens kept.
 
-    ``reserve`` positions of a window are left free. Raises DataError for subjects that the split does not have.
+    ``reserve`` positions of a window are left free. With ``share`` (for causal models alone) samples of one subject
+    whose windows begin together are asked in one pass. Raises DataError for subjects that the split does not have.
     """
 
-    def __init__(self, store: TokenStore, split: str, labels: pa.Table, context: int, seed: int, reserve: int = 0):
+    def __init__(
+        self,
+        store: TokenStore,
+        split: str,
+        labels: pa.Table,
+        context: int,
+        seed: int,
+        reserve: int = 0,
+        share: bool = False,
+    ):
         self.timelines, self.context, self.seed = Timelines(store, split), context, seed
+        self.share = share
         self.ends = store.vocabulary.ids_of_kind("end")
         chunk = room(context, len(store.prefix) + reserve)
         self.subject_N = self._find(labels["subject_id"].to_numpy())
@@ -311,29 +336,52 @@ class Samples:
         return self.rows(None)
 
     def rows(self, rng: np.random.Generator | None = None, tail: int | None = None) -> Rows:
-        """Samples packed into rows; window n of the rows is sample n. ``tail`` is one more token after each."""
-        size_N = self.lead_N + self.length_N + (tail is not None)
-        window_W, bound_R1 = pack(size_N, self.context, rng)
+        """Samples packed into rows. ``tail`` is one more token after each, and then no two share a window."""
+        extra = int(tail is not None)
+        window_N = self._windows(share=self.share and not extra)
+        order_N = np.lexsort((self.length_N, window_N))  # the longest of a window comes last, and is the window
+        bound_W1 = np.searchsorted(window_N[order_N], np.arange(window_N.max(initial=-1) + 2))
+        widest_W = order_N[bound_W1[1:] - 1]
+        length_W, lead_W = self.length_N[widest_W], self.lead_N[widest_W]
+        window_W, bound_R1 = pack(lead_W + length_W + extra, self.context, rng)
         return Rows(
             self.timelines,
             self.context,
-            self.subject_N,
-            self.start_N,
-            self.length_N,
-            self.lead_N,
-            self.lead_NP,
+            self.subject_N[widest_W],
+            self.start_N[widest_W],
+            length_W,
+            lead_W,
+            self.lead_NP[widest_W],
             window_W,
             bound_R1,
-            self.label_N,
-            None if tail is None else np.full(len(size_N), tail),
+            label_N=self.label_N,
+            sample_N=order_N,
+            last_N=self.lead_N + self.length_N + extra - 1,
+            sample_bound_W1=bound_W1,
+            tail_W=None if tail is None else np.full(len(widest_W), tail),
         )
 
+    def _windows(self, share: bool) -> np.ndarray:
+        """Window of each sample (N,), numbered from 0.
 
-def load(store: TokenStore, split: str, labels: Path | None, context: int, seed: int) -> Windows | Samples:
-    """The split as an objective needs it: whole timelines, or the samples of a labels folder."""
+        Windows that begin at the same token of the same subject with the same prefix differ only in where they end.
+        A causal model computes the same for a token whatever follows, so one window answers for all of them.
+        """
+        if not share:
+            return np.arange(len(self))
+        starts = np.column_stack([self.subject_N, self.start_N, self.length_N > 0, self.lead_N, self.lead_NP])
+        # numpy 2.0 gave the inverse another shape.
+        window_N: np.ndarray = np.unique(starts, axis=0, return_inverse=True)[1].reshape(-1)
+        return window_N
+
+
+def load(
+    store: TokenStore, split: str, labels: Path | None, context: int, seed: int, share: bool = False
+) -> Windows | Samples:
+    """The split as an objective needs it: whole timelines, or the samples of a labels folder (see `Samples.share`)."""
     if labels is None:
         return Windows(store, split, context, seed)
-    samples = Samples(store, split, read_labels(labels, split), context, seed)
+    samples = Samples(store, split, read_labels(labels, split), context, seed, share=share)
     if not len(samples):
         raise DataError(f"{labels / split}.parquet has no labels")
     return samples

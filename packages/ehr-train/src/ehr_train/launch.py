@@ -160,9 +160,10 @@ def _prepare(job: TrainJob, folder: Path) -> Prepared:
         start_from(learner, begin, Path(job.start or ""))
     labels = _labels(job, learner.objective.labelled)
     context = context_length(job.train.context_length, learner.model)
-    train = data.load(store, "train", labels, context, job.seed)
+    share = bool(learner.model.causal)
+    train = data.load(store, "train", labels, context, job.seed, share)
     known = store.splits() if labels is None else label_splits(labels)
-    tuning = data.load(store, "tuning", labels, context, job.seed) if "tuning" in known else None
+    tuning = data.load(store, "tuning", labels, context, job.seed, share) if "tuning" in known else None
     strategy = build("strategy", job.strategy)
     inputs = input_digests(job, labels)
     configs = {**job.to_plain()["model"], "vocabulary_size": len(store.vocabulary), "columns": store.columns}

@@ -70,7 +70,7 @@ class Direct:
             return self._score(samples, learner, question, device)
 
         reserve = 1 if any(question.within.values()) else 0
-        predict_splits(job, store, int(run.manifest.content["context_length"]), reserve, scorer)
+        predict_splits(job, store, int(run.manifest.content["context_length"]), scorer, reserve)
 
     def _score(self, samples: Samples, learner: Learner, question: Question, device: torch.device) -> np.ndarray:
         groups = [question.positive, question.negative, *([token] for token in question.within)]

@@ -56,7 +56,8 @@ class Finetuned:
                     lambda batch: learner.objective.predict(learner.model, batch),
                 )
 
-        predict_splits(job, store, int(run.manifest.content["context_length"]), 0, scorer)
+        context = int(run.manifest.content["context_length"])
+        predict_splits(job, store, context, scorer, share=bool(learner.model.causal))
 
     def training(self, job: PredictionJob, output: Path) -> TrainJob:
         """The job that fine-tunes."""

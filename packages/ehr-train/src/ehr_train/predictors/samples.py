@@ -28,10 +28,12 @@ def score(rows: Rows, batch_size: int, device: torch.device, function: Callable[
     for start in track(starts, "predicting", len(starts), "batches"):
         chosen = np.arange(start, min(start + batch_size, len(rows)))
         windows, _ = rows.windows(chosen)
+        samples, _ = rows.samples(windows)
         values = function(rows.batch(chosen).to(device)).double().cpu().numpy()
         if found is None:
-            found = np.empty((len(rows.subject_W), *values.shape[1:]))
-        found[windows] = values
+            assert rows.label_N is not None
+            found = np.empty((len(rows.label_N), *values.shape[1:]))
+        found[samples] = values
     assert found is not None, "there is at least one row"
     return found
 
@@ -46,14 +48,16 @@ def open_store(job: PredictionJob) -> TokenStore:
     return store
 
 
-def predict_splits(job: PredictionJob, store: TokenStore, context: int, reserve: int, scorer: Scorer) -> None:
+def predict_splits(
+    job: PredictionJob, store: TokenStore, context: int, scorer: Scorer, reserve: int = 0, share: bool = False
+) -> None:
     """Score every split of the job that the labels have, and write ``predictions.parquet``."""
     tables = []
     for split in [name for name in job.splits if name in label_splits(job.labels)]:
         labels = read_labels(job.labels, split)
         if not len(labels):
             continue
-        samples = Samples(store, split, labels, context, job.seed, reserve)
+        samples = Samples(store, split, labels, context, job.seed, reserve, share)
         tables.append(prediction_table(labels, split, np.clip(scorer(samples), 0.0, 1.0)))
     if not tables:
         raise ConfigError(f"{job.labels} has no labels for {', '.join(job.splits)}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ehr_core.config import to_plain
 from ehr_core.errors import DataError, FormatError, NotApplicable
-from ehr_core.formats.folder import digest_of, file_digests, new_folder, read_json
+from ehr_core.formats.folder import MANIFEST, digest_of, file_digests, new_folder, read_json
 from ehr_core.formats.tables import SPLITS, label_splits, read_labels
 from ehr_core.plugins import build, registry
 
@@ -210,7 +210,7 @@ class Pipeline:
             with new_folder(output) as folder:
                 for (task, name), made in predictions.items():
                     for file in sorted((made.path / name).glob("*")):
-                        if file.name in (PREDICTIONS, NOT_APPLICABLE):
+                        if file.name in (PREDICTIONS, NOT_APPLICABLE, MANIFEST):
                             target = folder / task / name / file.name
                             target.parent.mkdir(parents=True, exist_ok=True)
                             target.write_bytes(file.read_bytes())
