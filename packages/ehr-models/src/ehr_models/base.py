@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
+from ehr_models import code_vectors
 from ehr_models.attention import ResidualLinear
 from ehr_models.blocks import Embeddings
 from ehr_models.layout import positions_of
@@ -105,24 +106,40 @@ class EhrModel(PreTrainedModel):
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) to (..., P); padded ids are at minus infinity, so that they are never predicted or sampled."""
-        weight_PD = self.get_input_embeddings().weight
-        V = self.config.vocab_size
-        P = weight_PD.shape[0]
+        table = self.get_input_embeddings()
+        return self.logits_over(code_vectors.into_table(table, hidden), table.weight)
+
+    def logits_over(self, x: Tensor, weight_PD: Tensor, bias_V: Tensor | None = None) -> Tensor:
+        """Products (..., P) of (..., D) with the rows of a table, plus a bias for each token."""
+        V, P = self.config.vocab_size, weight_PD.shape[0]
         if P == V:
-            return functional.linear(hidden, weight_PD)
+            return functional.linear(x, weight_PD, bias_V)
         # As a bias of the product this costs nothing, where writing into the logits would copy their gradient.
-        bias_P = weight_PD.new_zeros(P)
-        bias_P[V:] = -torch.inf
-        return functional.linear(hidden, weight_PD, bias_P)
+        bias_V = weight_PD.new_zeros(V) if bias_V is None else bias_V
+        return functional.linear(x, weight_PD, torch.cat([bias_V, bias_V.new_full((P - V,), -torch.inf)]))
+
+    @property
+    def scales_residual(self) -> bool:
+        """Whether what writes to the residual stream starts smaller."""
+        return True
+
+    def post_init(self) -> None:
+        """Transformers' last step of making a model, after the table of tokens is of the kind that is wanted."""
+        code_vectors.replace_table(self)
+        super().post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """GPT-2's: normal with 0.02; what writes to the residual stream is scaled by the number of writers."""
         std = self.config.initializer_range
-        if isinstance(module, ResidualLinear):
+        if isinstance(module, code_vectors.Projection):
+            init.eye_(module.weight)
+            return
+        if isinstance(module, ResidualLinear) and self.scales_residual:
             std /= math.sqrt(2 * self.config.num_hidden_layers)
         if isinstance(module, nn.Linear | nn.Embedding):
-            init.normal_(module.weight, mean=0.0, std=std)
+            with code_vectors.keeping(module):
+                init.normal_(module.weight, mean=0.0, std=std)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
@@ -154,6 +171,10 @@ class EhrModel(PreTrainedModel):
         new_PD[:kept] = old_PD[:kept]
         table.weight = nn.Parameter(new_PD, requires_grad=old_PD.requires_grad)
         table.num_embeddings = self.num_rows
+        if isinstance(table, code_vectors.CodeEmbedding):
+            given_P = table.given.new_zeros(self.num_rows)
+            given_P[:kept] = table.given[:kept]
+            table.given = given_P
         return table
 
     def prepare(

@@ -27,7 +27,7 @@ class MLP(nn.Module):
     def __init__(self, width: int, inner: int, bias: bool = False):
         super().__init__()
         self.up_proj = nn.Linear(width, inner, bias=bias)
-        self.activation = nn.GELU()
+        self.activation: nn.Module = nn.GELU()
         self.down_proj = ResidualLinear(inner, width, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""What ehr-models brings: the model gpt and the objectives next_token and classification."""
+"""What ehr-models brings: networks and objectives. Nothing heavy is imported here."""
 
 from collections.abc import Iterator
 
 from ehr_core import Component, hookimpl
 
+from ehr_models.bert_settings import BertConfig, MaskedConfig
 from ehr_models.settings import ClassificationConfig, GPTConfig, NextTokenConfig
 
 
@@ -15,6 +16,12 @@ def ehr_models() -> Iterator[Component]:
         config=GPTConfig,
         summary="GPT-2's decoder without biases, exact on packed rows",
     )
+    yield Component(
+        name="bert",
+        target="ehr_models.bert:build",
+        config=BertConfig,
+        summary="BERT's encoder with columns such as age and visit, exact on packed rows",
+    )
 
 
 @hookimpl
@@ -24,6 +31,12 @@ def ehr_objectives() -> Iterator[Component]:
         target="ehr_models.objectives.next_token:NextToken",
         config=NextTokenConfig,
         summary="Predict each next token; cross-entropy",
+    )
+    yield Component(
+        name="masked",
+        target="ehr_models.objectives.masked:MaskedTokens",
+        config=MaskedConfig,
+        summary="Predict hidden tokens from all others of the window; cross-entropy",
     )
     yield Component(
         name="classification",

@@ -1,0 +1,86 @@
+"""``masked``: cross-entropy of hidden tokens given all others of their window (BERT, Devlin et al. 2019).
+
+In training what is hidden changes from batch to batch: its seed is drawn from torch's generator on the CPU, whose state
+every checkpoint holds, so that a run that continues hides the same. In evaluation it is fixed.
+
+Shapes: B rows, T positions, D width, P rows of the token table, K positions to predict.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from ehr_core.batch import Batch, Loss
+from ehr_core.errors import ConfigError, FormatError
+from ehr_core.formats.vocabulary import MASK, SPECIALS, Vocabulary
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ehr_models.bert_settings import MaskedConfig
+from ehr_models.objectives import with_auxiliary
+from ehr_models.objectives.masking import Masked, mask, most_chosen
+
+IGNORED = -100
+FIXED_SEED = 20_180_811
+
+
+class MaskedTokens(nn.Module):
+    """No head of its own: the model's output layer is the head."""
+
+    labelled = False
+
+    def __init__(self, settings: MaskedConfig, width: int):
+        super().__init__()
+        for name in ("rate", "mask_share", "random_share"):
+            if not 0 <= getattr(settings, name) <= 1:
+                raise ConfigError(f"objective.{name} is {getattr(settings, name)}; it is a share, from 0 to 1")
+        if settings.rate == 0 or settings.mask_share + settings.random_share > 1:
+            raise ConfigError("objective: rate must be above 0, and mask_share + random_share at most 1")
+        self.settings = settings
+        self.mask_token = MASK if settings.mask_token < 0 else settings.mask_token
+        self.specials = sorted({*(settings.specials or range(len(SPECIALS))), self.mask_token})
+
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Take the ids of [MASK] and of specials from a vocabulary, where settings do not give them.
+
+        Only for vocabularies with ids of their own, such as Geneformer's; raises FormatError for one without [MASK].
+        """
+        if self.settings.mask_token < 0:
+            if SPECIALS[MASK] not in vocabulary.ids:
+                raise FormatError("the vocabulary has no [MASK]; give objective.mask_token, or use another objective")
+            self.mask_token = vocabulary[SPECIALS[MASK]]
+        self.specials = sorted({*(self.settings.specials or vocabulary.ids_of_kind("special")), self.mask_token})
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        """Sum of the cross-entropies in float32, and the number of predicted tokens; ``accuracy`` is a part."""
+        masked, output = self.run(model, batch)
+        total_K, correct_K, target_K = self.scores(model, output.last_hidden_state, batch, masked)
+        count = (target_K != IGNORED).sum().float()
+        found = with_auxiliary(total_K.sum(), count, output.losses)
+        return Loss(found.total, found.count, {**found.parts, "accuracy": (correct_K.sum().float(), count)})
+
+    def run(self, model: Any, batch: Batch) -> tuple[Masked, Any]:
+        """Hide tokens, and give the rest to the model."""
+        seed = int(torch.randint(2**31, ())) if self.training else FIXED_SEED
+        masked = mask(batch, self.settings, seed, self.mask_token, self.specials, model.config.vocab_size)
+        return masked, model(**replace(batch, token_BT=masked.token_BT).inputs())
+
+    def scores(self, model: Any, hidden_BTD: Tensor, batch: Batch, masked: Masked) -> tuple[Tensor, Tensor, Tensor]:
+        """(K,) cross-entropy, whether the likeliest token was right, and the target, IGNORED where there is none."""
+        index_K = self.places(masked)
+        chosen_K = masked.chosen_BT.flatten()[index_K]
+        target_K = torch.where(chosen_K, batch.token_BT.flatten()[index_K], IGNORED)
+        logits_KP = model.lm_logits(hidden_BTD.flatten(0, 1)[index_K]).float()
+        with torch.autocast(logits_KP.device.type, enabled=False):
+            total_K = functional.cross_entropy(logits_KP, target_K, ignore_index=IGNORED, reduction="none")
+        return total_K, logits_KP.detach().argmax(-1) == target_K, target_K
+
+    def places(self, masked: Masked) -> Tensor:
+        """(K,) indices among B*T that hold all chosen ones.
+
+        An accelerator would have to be waited for to say how many there are, so there K is a bound on their number.
+        """
+        chosen_N = masked.chosen_BT.flatten()
+        if chosen_N.device.type == "cpu":
+            return chosen_N.nonzero().flatten()
+        return chosen_N.float().topk(most_chosen(len(chosen_N), self.settings)).indices
