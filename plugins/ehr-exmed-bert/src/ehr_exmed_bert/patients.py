@@ -1,0 +1,235 @@
+"""The source ``patients_json``: patients in the JSON of ExMed-BERT, to MEDS.
+
+A patient is an object with ``patient_id`` and, where they are known, ``birth_year`` (or ``birth_date``), ``sex`` and
+``patient_state`` (or ``state``, ``region``). Diagnoses, drugs and procedures come in one of two forms:
+
+    nested   "diagnoses": [{"code": "E11.65", "date": "2020-01-15"}], "prescriptions": [...], "procedures": [...]
+    flat     "diagnoses": ["E11.65"], "diagnosis_dates": ["20200115"], "drugs" and "prescription_dates", "procedures"
+             and "procedure_dates"
+
+They become ``ICD10CM//E11.65``, ``ATC//N02BE01`` and ``CPT//99213`` at midnight of their day (or at the time, where one
+is given), ``GENDER//F`` and ``REGION//CA`` without a time, and MEDS_BIRTH, on 1 January where only a year is known. A
+whole number is kept as subject id; any other ``patient_id`` becomes a hash of 63 bits, and
+``metadata/subject_ids.parquet`` says which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from ehr_core.errors import ConfigError, DataError, NotApplicable
+from ehr_core.formats.folder import file_digest, write_json
+from ehr_core.formats.tables import SPLITS
+from ehr_core.progress import Progress
+from ehr_core.protocols import Executor
+from ehr_tokenize.splits import shares_of, split_of
+
+from ehr_exmed_bert.__about__ import __version__
+from ehr_exmed_bert.json_stream import patients
+from ehr_exmed_bert.plugin import PatientsJsonConfig
+
+EVENTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("ICD10CM", ("diagnoses",), "diagnosis_dates"),
+    ("ATC", ("drugs", "prescriptions"), "prescription_dates"),
+    ("CPT", ("procedures",), "procedure_dates"),
+)
+"""Prefix of the code, names of the list, name of the list of dates in the flat form."""
+STATICS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("GENDER", ("sex", "gender")),
+    ("REGION", ("patient_state", "state", "region")),
+)
+BIRTH = "MEDS_BIRTH"
+SCHEMA = pl.Schema({"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32})
+MEDS_VERSION = "0.4.1"
+
+
+@dataclass
+class Rows:
+    """Events of some patients, as lists."""
+
+    subject_id: list[int] = field(default_factory=list)
+    time: list[datetime | None] = field(default_factory=list)
+    code: list[str] = field(default_factory=list)
+
+    def add(self, subject: int, time: datetime | None, code: str) -> None:
+        """One event."""
+        self.subject_id.append(subject)
+        self.time.append(time)
+        self.code.append(code)
+
+    def frame(self) -> pl.DataFrame:
+        """MEDS events, sorted; those of one time keep their order."""
+        columns = {"subject_id": self.subject_id, "time": self.time, "code": self.code}
+        events = pl.DataFrame(columns | {"numeric_value": [None] * len(self.code)}, SCHEMA)
+        return events.sort("subject_id", "time", nulls_last=False, maintain_order=True)
+
+
+class PatientsJson:
+    """See the module. Raises ConfigError for shares that do not add up to 1."""
+
+    def __init__(self, settings: PatientsJsonConfig):
+        self.shares = shares_of(settings)
+        if settings.shard_subjects < 1:
+            raise ConfigError(f"source.shard_subjects is {settings.shard_subjects}; it must be at least 1")
+        self.settings = settings
+        self.path = Path(settings.path)
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """sha256 of the file."""
+        self._refuse_folder()
+        return {self.path.name: file_digest(self.path)}
+
+    def _refuse_folder(self) -> None:
+        if self.path.is_dir():
+            raise NotApplicable(
+                f"{self.path} is a folder; source=patients_json reads one JSON file (MEDS: source=meds)"
+            )
+
+    def provide(self, output: Path, executor: Executor) -> Path:
+        """Fill ``output`` with the dataset. Raises DataError or FormatError that names a patient by its number."""
+        self._refuse_folder()
+        ids: dict[int, str] = {}
+        splits: list[np.ndarray] = []
+        codes: set[str] = set()
+        written = dict.fromkeys(SPLITS, 0)
+        found = enumerate(patients(self.path), 1)
+        bar = Progress("patients_json", None, "patients")
+        for rows, subjects in self._batches(found, ids):
+            events = rows.frame()
+            codes.update(events["code"].unique())
+            splits.append(split_of(np.array(subjects, np.int64), self.settings.seed, self.shares))
+            owner = pl.DataFrame({"subject_id": subjects, "split": splits[-1]})
+            owned = events.join(owner, on="subject_id", how="left", maintain_order="left")
+            for index, split in enumerate(SPLITS):
+                part = owned.filter(pl.col("split") == index).drop("split")
+                if len(part):
+                    self._write(output, split, written, part)
+            bar.update(len(subjects))
+        bar.close()
+        if not ids:
+            raise DataError(f"{self.path} has no patient")
+        for split in SPLITS:
+            if not written[split]:  # MEDS wants a file in each split, also one without rows
+                self._write(output, split, written, pl.DataFrame(schema=SCHEMA))
+        self._write_metadata(output / "metadata", ids, np.concatenate(splits), sorted(codes))
+        return output
+
+    def _batches(
+        self, found: Iterator[tuple[int, dict[str, Any]]], ids: dict[int, str]
+    ) -> Iterator[tuple[Rows, list[int]]]:
+        while batch := list(itertools.islice(found, self.settings.shard_subjects)):
+            rows, subjects = Rows(), []
+            for number, patient in batch:
+                where = f"{self.path}, patient {number}"
+                subject, name = subject_of(patient, where)
+                if subject in ids:
+                    raise DataError(f"{where}: an earlier patient has the same patient_id")
+                ids[subject] = name
+                read_patient(patient, subject, rows, where)
+                subjects.append(subject)
+            yield rows, subjects
+
+    def _write(self, output: Path, split: str, written: dict[str, int], events: pl.DataFrame) -> None:
+        path = output / "data" / split / f"{written[split]}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        events.write_parquet(path)
+        written[split] += 1
+
+    def _write_metadata(self, folder: Path, ids: dict[int, str], split_S: np.ndarray, codes: list[str]) -> None:
+        folder.mkdir()
+        subject = pl.Series("subject_id", list(ids), pl.Int64)
+        names = pl.Series("split", [SPLITS[index] for index in split_S.tolist()], pl.String)
+        pl.DataFrame([subject, names]).write_parquet(folder / "subject_splits.parquet")
+        patient = pl.Series("patient_id", list(ids.values()), pl.String)
+        pl.DataFrame([subject, patient]).write_parquet(folder / "subject_ids.parquet")
+        schema = pl.Schema({"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)})
+        empty = [None] * len(codes)
+        book = pl.DataFrame({"code": codes, "description": empty, "parent_codes": empty}, schema)
+        book.write_parquet(folder / "codes.parquet")
+        facts = {"dataset_name": self.path.stem, "meds_version": MEDS_VERSION}
+        write_json(folder / "dataset.json", facts | {"etl_name": "ehr-exmed-bert", "etl_version": __version__})
+
+
+def subject_of(patient: Mapping[str, Any], where: str) -> tuple[int, str]:
+    """Subject id and ``patient_id`` as text. Raises DataError for a patient without one."""
+    found = patient.get("patient_id")
+    if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < 1 << 63:
+        return found, str(found)
+    if not isinstance(found, str) or not found:
+        raise DataError(f"{where}: patient_id must be a text or a whole number that is not negative")
+    return int.from_bytes(hashlib.blake2b(found.encode(), digest_size=8).digest(), "little") >> 1, found
+
+
+def read_patient(patient: Mapping[str, Any], subject: int, rows: Rows, where: str) -> None:
+    """Add a patient's events to the rows. Raises DataError that says which entry is wrong, without its content."""
+    for prefix, names in STATICS:
+        value = next((patient[name] for name in names if patient.get(name) is not None), None)
+        if isinstance(value, dict | list) or value == "":
+            raise DataError(f"{where}: {' or '.join(names)} must be a single value")
+        if value is not None:
+            rows.add(subject, None, f"{prefix}//{value}")
+    for name in ("birth_date", "birth_year"):
+        if patient.get(name) is not None:
+            time = _birth(patient[name], name)
+            if time is None:
+                raise DataError(f"{where}: {name} is not {'a year' if name == 'birth_year' else FORMS}")
+            rows.add(subject, time, BIRTH)
+            break
+    for prefix, names, dates in EVENTS:
+        for name in names:
+            for number, (code, date) in enumerate(_entries(patient, name, dates, where), 1):
+                if not isinstance(code, str) or not code.strip():
+                    raise DataError(f"{where}: code {number} of {name} is no text")
+                time = _time(date)
+                if time is None:
+                    raise DataError(f"{where}: date {number} of {name} is not {FORMS}")
+                rows.add(subject, time, f"{prefix}//{code.strip()}")
+
+
+FORMS = "YYYYMMDD or YYYY-MM-DD"
+
+
+def _entries(patient: Mapping[str, Any], name: str, dates: str, where: str) -> list[tuple[Any, Any]]:
+    """Pairs of code and date, from either form."""
+    found = patient.get(name)
+    if found is None:
+        return []
+    if not isinstance(found, list):
+        raise DataError(f"{where}: {name} is no list")
+    nested = sum(isinstance(entry, dict) for entry in found)
+    if nested and nested == len(found):
+        return [(entry.get("code"), entry.get("date")) for entry in found]
+    if nested:
+        raise DataError(f"{where}: {name} mixes codes and objects with code and date")
+    times = patient.get(dates) or []
+    if not isinstance(times, list) or len(times) != len(found):
+        number = len(times) if isinstance(times, list) else "no list of"
+        raise DataError(f"{where}: {len(found)} {name} have {number} {dates}; each needs its own")
+    return list(zip(found, times, strict=True))
+
+
+def _birth(value: Any, name: str) -> datetime | None:
+    if name == "birth_date":
+        return _time(value)
+    text = str(value)
+    return _time(f"{text}-01-01") if len(text) == 4 and text.isdecimal() else None
+
+
+def _time(value: Any) -> datetime | None:
+    """A date, or date and time, as UTC without a zone; None for anything else."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or "W" in text:  # ISO weeks are more likely a mistake
+        return None
+    try:
+        time = datetime.fromisoformat(text.strip())
+    except ValueError:
+        return None
+    return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
