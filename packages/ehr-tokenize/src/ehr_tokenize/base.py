@@ -14,13 +14,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
-from ehr_core.config import to_plain
+from ehr_core.config import from_plain, to_plain
 from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats.folder import read_json, write_json
 from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load_prefix, write_prefix
 from ehr_core.formats.vocabulary import SPECIALS, UNK, Token, Vocabulary
 
 from ehr_tokenize import stages
+from ehr_tokenize.prepare import Preparation
 
 BIRTH = "MEDS_BIRTH"
 MINUTE = 60_000_000
@@ -48,7 +49,8 @@ class Parts:
 class TimelineTokenizer(abc.ABC):
     """Base of `ehr_core.protocols.Tokenizer`: one timeline a subject, static rows as a prefix.
 
-    Settings have at least ``name``, ``num_quantiles``, ``min_count``, ``static_codes`` and ``value``.
+    Settings have at least ``name``, ``num_quantiles``, ``min_count``, ``static_codes`` and ``value``. With a further
+    field ``prepare``, a `PrepareConfig`, events are prepared by it first.
     """
 
     config: ClassVar[type]
@@ -57,6 +59,8 @@ class TimelineTokenizer(abc.ABC):
     """Names of the attributes that are fitted; JSON values."""
     spacing: ClassVar[stages.Spacing]
     """The tokens for time."""
+    births_are_events: bool = False
+    """Whether MEDS_BIRTH is in the timeline, too."""
 
     def __init__(self, settings: Any):
         if settings.num_quantiles < 2:
@@ -64,6 +68,7 @@ class TimelineTokenizer(abc.ABC):
         if settings.min_count < 1:
             raise ConfigError(f"tokenizer.min_count is {settings.min_count}; it must be at least 1")
         self.settings = settings
+        self.preparation = Preparation(getattr(settings, "prepare", None))
         self.vocabulary = Vocabulary.build([])
         self.prefix = Prefix()
         self.breaks: dict[str, list[float]] = {}
@@ -77,6 +82,11 @@ class TimelineTokenizer(abc.ABC):
     def columns(self) -> dict[str, str]:
         """Further columns of the token tables."""
         return {"value": "float32"} if self.settings.value else {}
+
+    @property
+    def event_columns(self) -> tuple[str, ...]:
+        """Columns of the events beyond those of MEDS that the preparation looks at."""
+        return self.preparation.columns
 
     @abc.abstractmethod
     def summarize(self, events: pl.DataFrame) -> Any:
@@ -92,6 +102,10 @@ class TimelineTokenizer(abc.ABC):
 
     # -- rows
 
+    def records(self, events: pl.DataFrame) -> stages.Records:
+        """Arrays of the events of a shard, prepared."""
+        return stages.records(self.preparation.apply(events))
+
     def parts(self, rows: stages.Records) -> Parts:
         """Timeline, static rows and births of a shard."""
         birth_N = rows.per_code(BIRTH.__eq__, bool)[rows.code_N]
@@ -100,15 +114,16 @@ class TimelineTokenizer(abc.ABC):
         static_N = rows.per_code(lambda code: code.startswith(starts) or code in exact, bool)[rows.code_N]
         timed_N = rows.time_N != NO_TIME
         static_N |= ~timed_N
+        out_N = static_N if self.births_are_events else birth_N | static_N
         return Parts(
-            rows.where(~(birth_N | static_N)),
+            rows.where(~out_N),
             rows.where(static_N & ~birth_N),
             births(rows, rows.where(birth_N & timed_N)),
         )
 
     def encode(self, events: pl.DataFrame) -> TokenTable:
         """Tokens of a shard whose rows are sorted by (subject_id, time), null times first."""
-        rows = stages.records(events)
+        rows = self.records(events)
         parts = self.parts(rows)
         dtype = self.dtype
         static = self.static_rows(parts)
@@ -211,7 +226,10 @@ class TimelineTokenizer(abc.ABC):
         self.vocabulary.save(folder)
         write_prefix(folder, self.prefix)
         state = {name: getattr(self, name) for name in self.saved} | {"interval_days": self.spacing.days()}
-        found = {"name": self.settings.name, "settings": to_plain(self.settings), "state": state}
+        if mappings := self.preparation.state():
+            state["mappings"] = mappings
+        plain = self.preparation.portable(to_plain(self.settings))
+        found = {"name": self.settings.name, "settings": plain, "state": state}
         write_json(folder / TOKENIZER, found)
 
     def load(self, folder: Path) -> None:
@@ -220,7 +238,8 @@ class TimelineTokenizer(abc.ABC):
         try:
             if found["name"] != self.settings.name:
                 raise FormatError(f"{folder / TOKENIZER} is of tokenizer {found['name']!r}, not {self.settings.name!r}")
-            self.settings = self.config(**found["settings"])
+            self.settings = from_plain("tokenizer", found["settings"])
+            self.preparation = Preparation(getattr(self.settings, "prepare", None), found["state"].get("mappings", {}))
             for name in self.saved:
                 setattr(self, name, found["state"][name])
         except (KeyError, TypeError) as error:
@@ -259,14 +278,74 @@ def often_enough(counts: stages.Counts, least: int) -> dict[str, int]:
     return {name: int(n) for name, n in zip(counts.names_C, counts.rows_C, strict=True) if n >= least}
 
 
-def assemble(fixed: list[Token], statics: list[Token], often: dict[str, int], rare: int) -> Vocabulary:
-    """Specials, the tokens ``fixed``, static tokens, then codes by (-count, code).
+def subjects_per_code(rows: stages.Records) -> dict[str, int]:
+    """How many subjects have each code at least once."""
+    size = len(rows.names_C)
+    pair = np.unique(rows.subject_N * size + rows.code_N)
+    count_C = np.bincount(pair % max(size, 1), minlength=size)
+    return {rows.names_C[c]: int(count_C[c]) for c in np.flatnonzero(count_C)}
+
+
+def half_open(breaks: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Breaks for `stages.find_bins` and `stages.bin_counts` by which a number equal to a break is above it."""
+    return {code: np.nextafter(found, -np.inf).tolist() for code, found in breaks.items()}
+
+
+class Once(stages.Spacing):
+    """Tokens for gaps in time, exactly one a gap, however long."""
+
+    def find(self, gap_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) index of the token (-1: none) and (N,) 1 or 0."""
+        index_N = np.searchsorted(self.bounds, gap_N, side="right") - 1
+        return index_N, (index_N >= 0).astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Strand:
+    """One part of what an event becomes: ``token_N[n]``, ``count_N[n]`` times."""
+
+    token_N: np.ndarray
+    count_N: np.ndarray
+    value_N: np.ndarray | None = None
+    """The number that the token carries into the column ``value``."""
+
+
+def weave(
+    strands: Sequence[Strand], time_N: np.ndarray, dtype: np.dtype, value: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Tokens (T,), their times (T,), where each event's tokens end (N,), and further columns."""
+    token, total_N = stages.interleave([(s.token_N, s.count_N) for s in strands], dtype)
+    columns = {}
+    if value:
+        none_N = np.full(len(time_N), np.nan, np.float32)
+        parts = [(none_N if s.value_N is None else s.value_N, s.count_N) for s in strands]
+        columns["value"] = stages.interleave(parts, np.dtype(np.float32))[0]
+    return token, np.repeat(time_N, total_N), np.cumsum(total_N), columns
+
+
+def last_of_subject(subject_N: np.ndarray) -> np.ndarray:
+    """(N,) whether the next row is another subject's, or there is none."""
+    last_N = np.ones(len(subject_N), bool)
+    np.not_equal(subject_N[1:], subject_N[:-1], out=last_N[:-1])
+    return last_N
+
+
+def assemble(
+    fixed: list[Token],
+    statics: list[Token],
+    often: dict[str, int],
+    rare: int,
+    fused: dict[str, list[Token]] | None = None,
+) -> Vocabulary:
+    """Specials, the tokens ``fixed``, static tokens, codes by (-count, code); ``fused`` tokens follow their code.
 
     A code that is both static and in the timeline is one token of kind ``code``. Raises DataError for a code that has
     the name of one of our own tokens: its meaning would be lost.
     """
+    fused = fused or {}
     special = [Token(name, "special", (), rare if index == UNK else 0) for index, name in enumerate(SPECIALS)]
     ours = {token.token for token in special + fixed} | {t.token for t in statics if t.codes != (t.token,)}
+    ours |= {token.token for found in fused.values() for token in found}
     clash = sorted((set(often) | {t.token for t in statics if t.codes == (t.token,)}) & ours)
     if clash:
         raise DataError(f"the code {clash[0]!r} has the name of a token that the tokenizer makes itself; rename it")
@@ -277,11 +356,11 @@ def assemble(fixed: list[Token], statics: list[Token], often: dict[str, int], ra
         for token in statics
     ]
     placed = {token.token for token in shared}
-    codes = [
-        Token(code, "code", (code,), often[code])
-        for code in sorted(often, key=lambda code: (-often[code], code))
-        if code not in placed
-    ]
+    codes: list[Token] = []
+    for code in sorted(often, key=lambda code: (-often[code], code)):
+        if code not in placed:
+            codes.append(Token(code, "code", (code,), often[code]))
+        codes += fused.get(code, [])
     return Vocabulary(special + fixed + shared + codes)
 
 

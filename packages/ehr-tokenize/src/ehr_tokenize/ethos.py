@@ -13,27 +13,33 @@ keep the order of their rows. What differs from the original, on purpose:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from ehr_core.errors import DataError
+from ehr_core.errors import ConfigError, DataError
+from ehr_core.formats.tokens import NO_TIME
 from ehr_core.formats.vocabulary import Token
 
-from ehr_tokenize import stages
+from ehr_tokenize import frequent, stages
 from ehr_tokenize.base import (
     AGE_UNKNOWN,
+    BIRTH,
     DAY,
     HOUR,
     MINUTE,
     TENS,
     UNITS,
     Parts,
+    Strand,
     TimelineTokenizer,
     assemble,
-    often_enough,
+    last_of_subject,
+    weave,
 )
+from ehr_tokenize.number_tokens import Numbers, equal_width
 from ehr_tokenize.plugin import EthosConfig
 
 END = "TIMELINE_END"
@@ -72,41 +78,106 @@ class Summary:
     births: int
     timelines: int
     """Subjects with at least one timeline event."""
+    instants: frequent.Instants | None = None
+    """With ``top_codes``: what intervals and timelines are found from, once it is known which codes stay."""
 
 
 class Ethos(TimelineTokenizer):
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
     config = EthosConfig
+    saved = ("breaks", "static_breaks", "interval_estimates", "dropped")
     spacing = SPACING
+
+    def __init__(self, settings: EthosConfig):
+        super().__init__(settings)
+        for code, limits in settings.equal_width.items():
+            if len(limits) != 2 or not limits[0] < limits[1]:
+                raise ConfigError(f"tokenizer.equal_width.{code} is {limits}; expected [low, high]")
+        for start, size in settings.top_codes.items():
+            if size < 0:
+                raise ConfigError(f"tokenizer.top_codes.{start} is {size}; it must not be negative")
+        self.numbers = Numbers(settings.numbers, settings.num_quantiles)
+        self.dropped: list[str] = []
+        """Codes of train that ``top_codes`` leaves out, in order of name."""
+
+    def load(self, folder: Path) -> None:
+        """Read back what `save` wrote, settings included. Raises FormatError when it is another tokenizer's."""
+        super().load(folder)
+        self.numbers = Numbers(self.settings.numbers, self.settings.num_quantiles)
+
+    # -- rows
+
+    def parts(self, rows: stages.Records) -> Parts:
+        """Timeline, static rows and births of a shard; without timeline rows that become no token."""
+        found = super().parts(rows)
+        if self.settings.static_too:
+            too_N = rows.per_code(_among(self.settings.static_too), bool)[rows.code_N]
+            timed_N = rows.time_N != NO_TIME
+            static_N = rows.per_code(_among(self.settings.static_codes), bool)[rows.code_N] | ~timed_N | too_N
+            static_N &= rows.per_code(lambda code: code != BIRTH, bool)[rows.code_N]
+            birth_N = rows.per_code(BIRTH.__eq__, bool)[rows.code_N]
+            timeline_N = ~birth_N & timed_N & (too_N | ~static_N)
+            found = dataclasses.replace(found, timeline=rows.where(timeline_N), static=rows.where(static_N))
+        timeline = found.timeline
+        if self.numbers:
+            alone_N = timeline.per_code(lambda code: self.numbers.style(code) == "alone", bool)[timeline.code_N]
+            timeline = timeline.where(~(alone_N & np.isnan(timeline.value_N)))
+        if self.dropped:
+            timeline = timeline.where(~timeline.per_code(frozenset(self.dropped).__contains__, bool)[timeline.code_N])
+        return dataclasses.replace(found, timeline=timeline)
+
+    def slot(self, code: str) -> str:
+        """The prefix slot that a static code without a number fills."""
+        chosen = [p for p in self.settings.static_too if code == p or code.startswith(f"{p}//")]
+        return chosen[0] if chosen else super().slot(code)
+
+    def static_rows(self, parts: Parts) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """As in the base, without values that are weaker than one that was there before."""
+        found = super().static_rows(parts)
+        weak = self.settings.weak_static
+        if not weak:
+            return found
+        rank_V = np.full(len(self.vocabulary), len(weak))
+        for rank, name in enumerate(weak):
+            if name in self.vocabulary.ids:
+                rank_V[self.vocabulary[name]] = rank
+        keep_M = not_weaker(found[0], found[1], rank_V[found[2]])
+        return found[0][keep_M], found[1][keep_M], found[2][keep_M], found[3][keep_M]
 
     # -- fit
 
     def summarize(self, events: pl.DataFrame) -> Summary:
         """Counts and numbers per code, lengths of intervals, births of one shard of train."""
-        parts = self.parts(stages.records(events))
+        parts = self.parts(self.records(events))
+        limited = tuple(self.settings.top_codes)
         return Summary(
             stages.count(parts.timeline),
             stages.count(parts.static),
             SPACING.measure(stages.gaps(parts.timeline)),
             parts.births,
             int(np.count_nonzero(np.diff(parts.timeline.subject_N, prepend=-1))),
+            frequent.instants(parts.timeline, lambda code: code.startswith(limited)) if limited else None,
         )
 
     def fit(self, summaries: Iterable[Summary]) -> None:
         """Fit vocabulary, slots, quantiles and interval estimates. Raises DataError when train has no event."""
         parts = list(summaries)
         timeline, static = stages.merge([p.timeline for p in parts]), stages.merge([p.static for p in parts])
+        if self.settings.top_codes:
+            self.dropped = sorted(frequent.rare(timeline, self.settings.top_codes))
+            timeline = timeline.without(set(self.dropped))
+            parts = [_without(part, set(self.dropped)) for part in parts]
         if not timeline.names_C:
             raise DataError("the train split has no event with a time, so there is nothing to fit a tokenizer on")
-        size, least = self.settings.num_quantiles, self.settings.min_count
-        often = often_enough(timeline, least)
-        self.breaks = {c: b for c, b in stages.quantile_breaks(timeline, size).items() if c in often}
+        slots, statics = self.fit_static(static)
+        self._fit_breaks(timeline)
+        bins = stages.bin_counts(timeline, self.breaks, self.settings.num_quantiles)
+        often, rare = self._often(timeline, bins)
         measured = [p.intervals for p in parts]
         self.interval_estimates = SPACING.estimates(measured)
 
-        bins = sum(stages.bin_counts(timeline, self.breaks, size).values(), np.zeros(size, np.int64))
-        tokens = [Token(f"Q{k + 1}", "quantile", (), int(bins[k])) for k in range(size)]
+        tokens = self.numbers.tokens(bins)
         for index, name in enumerate(INTERVALS):
             tokens.append(Token(name, "interval", (), sum(shard[index][0] for shard in measured)))
         if self.settings.timeline_end:
@@ -114,10 +185,34 @@ class Ethos(TimelineTokenizer):
         born = any(p.births for p in parts)
         if born:
             tokens += [Token(name, "age") for name in (*TENS, *UNITS, AGE_UNKNOWN)]
-        slots, statics = self.fit_static(static)
-        rare = int(timeline.rows_C.sum()) - sum(often.values())
-        self.vocabulary = assemble(tokens, statics, often, rare)
+        fused = self.numbers.fused(bins, self.breaks)
+        statics = _also_in_timeline(statics, fused)
+        self.vocabulary = assemble(tokens, statics, often, rare, fused)
         self.prefix = self.make_prefix(slots, born)
+
+    def _fit_breaks(self, timeline: stages.Counts) -> None:
+        """Breaks of the codes that are frequent enough, or whose numbers alone show."""
+        size, least, chosen = self.settings.num_quantiles, self.settings.min_count, self.settings.equal_width
+        rows = dict(zip(timeline.names_C, timeline.rows_C.tolist(), strict=True))
+        self.breaks = {}
+        for code, breaks in stages.quantile_breaks(timeline, size).items():
+            if code in chosen:
+                self.breaks[code] = equal_width(chosen[code][0], chosen[code][1], size)
+            elif rows[code] >= least or self.numbers.style(code) == "alone":
+                self.breaks[code] = self.static_breaks.get(code, breaks)  # a number in both places means one thing
+
+    def _often(self, timeline: stages.Counts, bins: dict[str, np.ndarray]) -> tuple[dict[str, int], int]:
+        """How often each code that is frequent enough is a token of its own, and how many rows become [UNK]."""
+        often, rare = {}, 0
+        for name, rows in zip(timeline.names_C, timeline.rows_C.tolist(), strict=True):
+            style = self.numbers.style(name)
+            if style == "alone":
+                continue
+            if rows >= self.settings.min_count:
+                often[name] = rows - (int(bins[name].sum()) if style == "fused" and name in bins else 0)
+            else:
+                rare += rows
+        return often, rare
 
     # -- encode
 
@@ -127,27 +222,61 @@ class Ethos(TimelineTokenizer):
         code_N = rows.per_code(self.code_id, np.int64)[rows.code_N]
         bin_N = stages.find_bins(rows, self.breaks, self.settings.num_quantiles)
         interval_N, repeat_N = SPACING.find(stages.gaps(rows))
-        last_N = np.zeros(len(code_N), bool)
-        if self.settings.timeline_end:
-            last_N[:-1] = rows.subject_N[1:] != rows.subject_N[:-1]
-            last_N[-1:] = True
-        ids = [
-            self.vocabulary[SPACING.names[0]] + interval_N,
-            code_N,
-            self.vocabulary["Q1"] - 1 + bin_N,
-            np.full(len(code_N), self.vocabulary.get(END)),
+        last_N = last_of_subject(rows.subject_N) & self.settings.timeline_end
+        first_N: Any = self.vocabulary["Q1"]
+        spoken_N = np.ones(len(code_N), np.int8)
+        if self.numbers:
+            first_N = rows.per_code(lambda code: self.numbers.first(code, self.vocabulary), np.int64)[rows.code_N]
+            silent_N = rows.per_code(lambda code: self.numbers.style(code) in ("fused", "alone"), bool)[rows.code_N]
+            spoken_N[silent_N & (bin_N > 0)] = 0
+        silent_value_N = np.where(spoken_N > 0, np.float32("nan"), rows.value_N) if self.settings.value else None
+        strands = [
+            Strand(self.vocabulary[SPACING.names[0]] + interval_N, repeat_N),
+            Strand(code_N, spoken_N, rows.value_N),
+            Strand(first_N - 1 + bin_N, bin_N > 0, silent_value_N),
+            Strand(np.full(len(code_N), self.vocabulary.get(END)), last_N),
         ]
-        often = [repeat_N, np.ones(len(code_N), np.int8), bin_N > 0, last_N]
-        token, total_N = stages.interleave(list(zip(ids, often, strict=True)), dtype)
-        end_N = np.cumsum(total_N)
-        time = np.repeat(rows.time_N, total_N)
+        token, time, end_N, columns = weave(strands, rows.time_N, dtype, self.settings.value)
         # Nobody knows at the time of the last event that it is the last one. Were TIMELINE_END at that time, whoever
         # cuts a record at `time <= prediction_time` would show it to a prediction made at the last event.
         time[end_N[last_N] - 1] += 1
-        columns = {}
-        if self.settings.value:
-            none_N = np.full(len(code_N), np.nan, np.float32)
-            values = [none_N, rows.value_N, none_N, none_N]
-            columns["value"] = stages.interleave(list(zip(values, often, strict=True)), np.dtype(np.float32))[0]
         offset = np.concatenate([[0], end_N])[stages.offsets(rows.subject_N, len(parts.birth_S))]
         return {"offset": offset, "token": token, "time": time, "columns": columns}
+
+
+def _among(prefixes: list[str]) -> Callable[[str], bool]:
+    """Whether a code equals one of the prefixes, or starts with one and ``//``."""
+    exact, starts = frozenset(prefixes), tuple(f"{prefix}//" for prefix in prefixes)
+    return lambda code: code in exact or code.startswith(starts)
+
+
+def _without(part: Summary, dropped: set[str]) -> Summary:
+    """The intervals and timelines of a shard without some codes."""
+    assert part.instants is not None
+    gap, timelines = part.instants.without(dropped)
+    return dataclasses.replace(part, intervals=SPACING.measure(gap), timelines=timelines)
+
+
+def _also_in_timeline(statics: list[Token], fused: dict[str, list[Token]]) -> list[Token]:
+    """Static tokens; those that are fused tokens of the timeline as well are codes, and leave ``fused``."""
+    there = {token.token: token.count for tokens in fused.values() for token in tokens}
+    both = {token.token for token in statics} & set(there)
+    for code, tokens in fused.items():
+        fused[code] = [token for token in tokens if token.token not in both]
+    return [
+        dataclasses.replace(token, kind="code", count=token.count + there[token.token])
+        if token.token in both
+        else token
+        for token in statics
+    ]
+
+
+def not_weaker(subject_M: np.ndarray, slot_M: np.ndarray, rank_M: np.ndarray) -> np.ndarray:
+    """(M,) which static values, in order of subject and time, have no higher rank before them in their slot."""
+    order = np.lexsort((slot_M, subject_M))  # stable: time order stays within a slot
+    new = np.ones(len(order), bool)
+    new[1:] = (np.diff(subject_M[order]) != 0) | (np.diff(slot_M[order]) != 0)
+    level = np.cumsum(new) * (int(rank_M.max(initial=0)) + 1) + rank_M[order]  # each slot is above the one before
+    keep_M = np.empty(len(order), bool)
+    keep_M[order] = level == np.maximum.accumulate(level) if len(level) else False
+    return keep_M

@@ -8,6 +8,7 @@ from ehr_core import Component, hookimpl
 from ehr_core.cli import program
 from omegaconf import MISSING
 
+from ehr_tokenize.prepare_settings import PrepareConfig
 from ehr_tokenize.synthetic.settings import SyntheticConfig
 
 
@@ -35,6 +36,85 @@ class EthosConfig:
     """Whether TIMELINE_END follows a subject's last event."""
     value: bool = False
     """Whether the token store has a column ``value``: the number of a code token, NaN where there is none."""
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    """What happens to events first: dates, order, rules; see `ehr_tokenize.prepare`."""
+    top_codes: dict[str, int] = field(default_factory=dict)
+    """Start of codes to how many of them stay in the timeline, the most frequent in train; the others are left out."""
+    numbers: dict[str, str] = field(default_factory=dict)
+    """Start of codes to how their numbers show: ``shared`` (``LAB//K``, ``Q3``; what all others do), ``group``
+    (``LAB//K``, ``LAB//Q3``), ``fused`` (``LAB//K//Q3``) or ``alone`` (``Q3``)."""
+    equal_width: dict[str, list[float]] = field(default_factory=dict)
+    """Code to [low, high]: its bins have one width between these, instead of being quantiles of train."""
+    static_too: list[str] = field(default_factory=list)
+    """As ``static_codes``, but the events stay in the timeline as well."""
+    weak_static: list[str] = field(default_factory=list)
+    """Static tokens from weak to strong, for example ``RACE//UNKNOWN``: none replaces a stronger one of its slot."""
+
+
+@dataclass
+class FusedConfig:
+    """One token an event, its number binned into the name of its code, as in MEDS-EIC-AR."""
+
+    name: str = "fused"
+    num_quantiles: int = 10
+    """Numbers fall into so many bins by breaks fitted per code; equal breaks count once."""
+    bins: str = "value"
+    """How a bin is named: ``value`` (``LAB//K//value_[3.5,4)``) or ``quantile`` (``LAB//K//Q4``)."""
+    min_count: int = 5
+    """A code with fewer rows than this in train becomes [UNK] (a static one: its slot's unknown token)."""
+    min_subjects: int = 1
+    """A code that fewer subjects of train have becomes [UNK]. The original uses 1000 on MIMIC-IV."""
+    keep: list[str] = field(
+        default_factory=lambda: ["MEDS_DEATH", "MEDS_BIRTH", "ADMISSION", "DISCHARGE", "REGISTRATION", "TIME"]
+    )
+    """Regular expressions; a timeline code in which one is found gets a token, however rare."""
+    birth_event: bool = True
+    """Whether MEDS_BIRTH is an event, too, so that a timeline starts at birth."""
+    static_codes: list[str] = field(default_factory=lambda: ["GENDER", "RACE", "ETHNICITY", "MARITAL_STATUS"])
+    """Codes that equal one of these, or start with one and ``//``, belong to the static prefix even with a time."""
+    timeline_end: bool = True
+    """Whether TIMELINE//END follows a subject's last event."""
+    value: bool = False
+    """Whether the token store has a column ``value``: the number of a code token, NaN where there is none."""
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    """What happens to events first: dates, order, rules; see `ehr_tokenize.prepare`."""
+
+
+@dataclass
+class CehrConfig:
+    """Visits with artificial time tokens between them, as in CEHR-GPT."""
+
+    name: str = "cehr"
+    admission_codes: list[str] = field(
+        default_factory=lambda: ["HOSPITAL_ADMISSION", "ADMISSION", "ED_REGISTRATION", "ICU_ADMISSION"]
+    )
+    """Codes that equal one of these, or start with one and ``//``, open a stay; the code itself is the visit type."""
+    discharge_codes: list[str] = field(
+        default_factory=lambda: ["HOSPITAL_DISCHARGE", "DISCHARGE", "ED_OUT", "ICU_DISCHARGE"]
+    )
+    """Codes of this kind close the stay that is open."""
+    outside: str = "VISIT//OUTPATIENT"
+    """The visit type of events outside any stay; those of one day are one visit."""
+    time_tokens: str = "cehr_bert"
+    """Names of the tokens between visits: cehr_bert, day, week, month or mix."""
+    stay_time_tokens: str = "none"
+    """The same for days within a stay (``i-D1``); none: there are no such tokens."""
+    stay_hours: bool = False
+    """Whether a stay has tokens ``i-H9``: the hour of its start and of each new day's first event, else hours passed."""
+    num_quantiles: int = 10
+    """Numbers become one of so many tokens ``BIN:0``, ``BIN:1``, ... by breaks fitted per code."""
+    min_count: int = 5
+    """A code with fewer rows than this in train becomes [UNK] (a static one: its slot's unknown token)."""
+    min_subjects: int = 1
+    """A code that fewer subjects of train have becomes [UNK]."""
+    static_codes: list[str] = field(default_factory=lambda: ["GENDER", "RACE"])
+    """Codes that equal one of these, or start with one and ``//``, follow year and age in the prefix of a window."""
+    timeline_end: bool = True
+    """Whether [END] follows a subject's last token."""
+    value: bool = False
+    """Whether the token store has a column ``value``: the number of a code token, NaN where there is none."""
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    """What happens to events first: dates, order, rules; see `ehr_tokenize.prepare`."""
 
 
 @dataclass
@@ -76,6 +156,18 @@ def ehr_tokenizers() -> Iterator[Component]:
         target="ehr_tokenize.ethos:Ethos",
         config=EthosConfig,
         summary="Code, quantile and time-interval tokens with a static prefix",
+    )
+    yield Component(
+        name="fused",
+        target="ehr_tokenize.fused:Fused",
+        config=FusedConfig,
+        summary="One token an event, its number binned into the code's name",
+    )
+    yield Component(
+        name="cehr",
+        target="ehr_tokenize.cehr:Cehr",
+        config=CehrConfig,
+        summary="Visits with artificial time tokens between them",
     )
 
 

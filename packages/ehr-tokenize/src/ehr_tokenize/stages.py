@@ -14,6 +14,11 @@ import numpy as np
 import polars as pl
 from ehr_core.formats.tokens import NO_TIME
 
+from ehr_tokenize.quantiles import Counts, bin_counts, merge, quantile_breaks, tally
+
+__all__ = ["Counts", "Records", "Spacing", "bin_counts", "count", "find_bins", "gaps", "interleave", "merge"]
+__all__ += ["offsets", "quantile_breaks", "records"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Records:
@@ -123,76 +128,9 @@ class Spacing:
 # -- numbers
 
 
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """Rows and numbers of codes: of one shard, or of several after `merge`."""
-
-    names_C: list[str]
-    rows_C: np.ndarray
-    """int64, at least 1."""
-    offset_C: np.ndarray
-    """(C+1,) int64: the numbers of code c are ``value[offset_C[c]:offset_C[c+1]]``."""
-    value: np.ndarray
-    """float32, grouped by code; sorted within a code after `merge`."""
-
-
 def count(rows: Records) -> Counts:
     """Rows and numbers per code of one shard."""
-    rows_C = np.bincount(rows.code_N, minlength=len(rows.names_C))
-    there = np.flatnonzero(rows_C)
-    narrow = np.zeros(len(rows_C), np.uint16 if len(there) <= 1 << 16 else np.uint32)
-    narrow[there] = np.arange(len(there))
-    has_N = ~np.isnan(rows.value_N)
-    code_M = narrow[rows.code_N[has_N]]
-    order_M = np.argsort(code_M, kind="stable")  # a radix sort for 16 bits
-    offset = np.concatenate([[0], np.cumsum(np.bincount(code_M, minlength=len(there)))])
-    return Counts([rows.names_C[c] for c in there], rows_C[there], offset, rows.value_N[has_N][order_M])
-
-
-def merge(parts: Sequence[Counts]) -> Counts:
-    """The counts of all shards together, codes in order of name, numbers sorted: the same for any way of sharding."""
-    names = sorted({name for part in parts for name in part.names_C})
-    place = {name: index for index, name in enumerate(names)}
-    where = [np.array([place[name] for name in part.names_C], np.int64) for part in parts]
-    rows_C, length_C = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
-    for part, at in zip(parts, where, strict=True):
-        rows_C[at] += part.rows_C
-        length_C[at] += np.diff(part.offset_C)
-    offset_C = np.concatenate([[0], np.cumsum(length_C)])
-    value = np.empty(offset_C[-1], np.float32)
-    next_C = offset_C[:-1].copy()
-    for part, at in zip(parts, where, strict=True):
-        length = np.diff(part.offset_C)
-        value[np.repeat(next_C[at] - part.offset_C[:-1], length) + np.arange(len(part.value))] = part.value
-        next_C[at] += length
-    for start, stop in zip(offset_C[:-1].tolist(), offset_C[1:].tolist(), strict=True):
-        value[start:stop].sort()
-    return Counts(names, rows_C, offset_C, value)
-
-
-def quantile_breaks(counts: Counts, num_quantiles: int) -> dict[str, list[float]]:
-    """Per code with numbers: its quantiles 1/Q, 2/Q, ... (interpolated linearly), each value once."""
-    length_C = np.diff(counts.offset_C)
-    has = np.flatnonzero(length_C)
-    # In whole numbers, so that a break that is a value is exactly that value.
-    step = np.arange(1, num_quantiles) * (length_C[has, None] - 1)
-    low = counts.offset_C[has, None] + step // num_quantiles
-    high = np.minimum(low + 1, counts.offset_C[has + 1, None] - 1)
-    below, above = counts.value[low].astype(np.float64), counts.value[high].astype(np.float64)
-    break_CQ = below + (above - below) * (step % num_quantiles / num_quantiles)
-    return {counts.names_C[c]: np.unique(row).tolist() for c, row in zip(has, break_CQ, strict=True)}
-
-
-def bin_counts(counts: Counts, breaks: dict[str, list[float]], num_quantiles: int) -> dict[str, np.ndarray]:
-    """Per code with breaks: (Q,) how many of its numbers fall into each quantile."""
-    found = {}
-    for c, name in enumerate(counts.names_C):
-        if name in breaks:
-            value = counts.value[counts.offset_C[c] : counts.offset_C[c + 1]].astype(np.float64)
-            edge = np.searchsorted(value, breaks[name], side="right")
-            found[name] = np.zeros(num_quantiles, np.int64)
-            found[name][: len(edge) + 1] = np.diff(edge, prepend=0, append=len(value))
-    return found
+    return tally(rows.names_C, rows.code_N, rows.value_N)
 
 
 def find_bins(rows: Records, breaks: dict[str, list[float]], num_quantiles: int) -> np.ndarray:

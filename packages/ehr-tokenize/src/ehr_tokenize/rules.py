@@ -1,0 +1,162 @@
+"""Rules that rewrite events: compiled once from settings, run once per distinct code and text, never once per row."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ehr_core.config import nearest
+from ehr_core.errors import ConfigError
+
+from ehr_tokenize.code_systems import clean
+from ehr_tokenize.prepare_settings import RuleConfig
+
+Step = Callable[[str], list[str]]
+FIELD = re.compile(r"\{([^{}]*)\}")
+VALUE = "value"
+
+
+@dataclass(frozen=True)
+class Made:
+    """An event that a rule makes of another one."""
+
+    code: str
+    number: float = math.nan
+    keeps_value: bool = False
+    """Whether it has the number of the event that it was made of."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """``{name|step|step?default}`` of a template."""
+
+    name: str
+    steps: tuple[Step, ...]
+    default: str | None
+
+    def values(self, fields: Mapping[str, str | None]) -> list[str]:
+        """What the field is replaced by; nothing when it is unknown or a step finds nothing."""
+        text = fields.get(self.name)
+        found = [text] if text else []
+        for step in self.steps:
+            found = [after for before in found for after in step(before)]
+        return [text for text in found if text] or ([self.default] if self.default is not None else [])
+
+
+@dataclass(frozen=True)
+class Template:
+    """Text with fields."""
+
+    texts: tuple[str, ...]
+    """Around and between the fields: one more than there are fields."""
+    fields: tuple[Field, ...]
+
+    def fill(self, fields: Mapping[str, str | None]) -> list[str]:
+        """The text with every combination of the values of its fields."""
+        filled = []
+        for values in itertools.product(*(field.values(fields) for field in self.fields)):
+            woven = itertools.zip_longest(self.texts, values, fillvalue="")
+            filled.append("".join(itertools.chain.from_iterable(woven)))
+        return filled
+
+
+class Rule:
+    """One compiled `RuleConfig`. Raises ConfigError for a rule that cannot work."""
+
+    def __init__(self, settings: RuleConfig, number: int, columns: list[str], steps: Mapping[str, Step]):
+        self._where = f"rule {number} (for {', '.join(settings.codes) or 'no code'})"
+        if not settings.codes:
+            raise ConfigError(f"{self._where}: give the starts of the codes that it is for in codes")
+        self.prefixes = tuple(settings.codes)
+        self.numeric = settings.numeric
+        self._normalize = settings.normalize
+        self._pattern = self._regex(settings.pattern) if settings.pattern is not None else None
+        self._conditions = {column: self._regex(text) for column, text in settings.where.items()}
+        groups = {name for p in (self._pattern, *self._conditions.values()) if p for name in p.groupindex}
+        self._known = {"code", *groups, *columns}
+        self._outputs = [self._output(text, steps) for text in settings.to]
+        used = {field.name for template, _ in self._outputs for field in template.fields}
+        used |= {field.name for _, number in self._outputs if number for field in number.fields}
+        used |= set(settings.within) | set(settings.where)
+        for name in (*settings.within, *settings.where):
+            self._check(name, number_too=name in settings.within)
+        self.range = tuple(settings.within[VALUE]) if VALUE in settings.within else None
+        self._within = {name: (low, high) for name, (low, high) in self._ranges(settings) if name != VALUE}
+        self.columns = tuple(column for column in columns if column in used - groups)
+        """Columns that decide, besides the code, what the rule makes."""
+
+    def _regex(self, text: str) -> re.Pattern[str]:
+        try:
+            return re.compile(text)
+        except re.error as error:
+            raise ConfigError(f"{self._where}: {text!r} is no regular expression: {error}") from error
+
+    def _ranges(self, settings: RuleConfig) -> list[tuple[str, list[float]]]:
+        for name, limits in settings.within.items():
+            if len(limits) != 2 or not limits[0] <= limits[1]:
+                raise ConfigError(f"{self._where}: within.{name} is {limits}; expected [low, high]")
+        return list(settings.within.items())
+
+    def _check(self, name: str, number_too: bool) -> None:
+        if not (name in self._known or name.isdigit() or (number_too and name == VALUE)):
+            allowed = {*self._known, *("0", "1"), *([VALUE] if number_too else [])}
+            raise ConfigError(f"{self._where} has no field {name!r}; add a column to columns.{nearest(name, allowed)}")
+
+    def _output(self, text: str, steps: Mapping[str, Step]) -> tuple[Template, Template | None]:
+        code, equals, number = text.partition(" = ")
+        return self._template(code, steps, False), self._template(number, steps, True) if equals else None
+
+    def _template(self, text: str, steps: Mapping[str, Step], number: bool) -> Template:
+        fields = []
+        for inside in FIELD.findall(text):
+            chain, question, default = inside.partition("?")
+            name, *names = chain.split("|")
+            self._check(name, number)
+            if wrong := [step for step in names if step not in steps]:
+                raise ConfigError(f"{self._where}: there is no table {wrong[0]!r}.{nearest(wrong[0], steps)}")
+            fields.append(Field(name, tuple(steps[step] for step in names), default if question else None))
+        return Template(tuple(FIELD.split(text)[::2]), tuple(fields))
+
+    def matches(self, code: str) -> bool:
+        """Whether the rule is for a code; more conditions may follow from numbers and columns."""
+        return code.startswith(self.prefixes) and (self._pattern is None or self._pattern.fullmatch(code) is not None)
+
+    def apply(self, code: str, columns: Mapping[str, str | None]) -> list[Made] | None:
+        """What becomes of an event; None when the rule does not apply to it."""
+        fields: dict[str, str | None] = {"code": code, **columns}
+        fields.update((str(index), part) for index, part in enumerate(code.split("//")))
+        if self._pattern is not None:
+            found = self._pattern.fullmatch(code)
+            assert found is not None, "call matches first"
+            fields.update(found.groupdict())
+        for column, pattern in self._conditions.items():
+            if (found := pattern.fullmatch(columns.get(column) or "")) is None or columns.get(column) is None:
+                return None
+            fields.update(found.groupdict())
+        for name, (low, high) in self._within.items():
+            if not low <= _number(fields.get(name)) <= high:
+                return None
+        made = [event for output in self._outputs for event in self._make(output, fields)]
+        return made if made or not self._outputs else None
+
+    def _make(self, output: tuple[Template, Template | None], fields: Mapping[str, str | None]) -> list[Made]:
+        template, number = output
+        names = [clean(name) if self._normalize else name for name in template.fill(fields)]
+        if number is None:
+            return [Made(name) for name in names if name]
+        if [field.name for field in number.fields] == [VALUE]:
+            return [Made(name, keeps_value=True) for name in names if name]
+        found = [value for text in number.fill(fields) if math.isfinite(value := _number(text))]
+        return [Made(name, found[0]) for name in names if name and found]
+
+
+def _number(text: str | None) -> float:
+    """The finite number that a text is; NaN for any other text."""
+    try:
+        found = float(text) if text else math.nan
+    except ValueError:
+        return math.nan
+    return found if math.isfinite(found) else math.nan
