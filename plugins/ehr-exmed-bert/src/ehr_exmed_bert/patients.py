@@ -47,7 +47,12 @@ STATICS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("REGION", ("patient_state", "state", "region")),
 )
 BIRTH = "MEDS_BIRTH"
-SCHEMA = pl.Schema({"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32})
+SCHEMA: dict[str, Any] = {
+    "subject_id": pl.Int64,
+    "time": pl.Datetime("us"),
+    "code": pl.String,
+    "numeric_value": pl.Float32,
+}
 MEDS_VERSION = "0.4.1"
 
 
@@ -150,7 +155,7 @@ class PatientsJson:
         pl.DataFrame([subject, names]).write_parquet(folder / "subject_splits.parquet")
         patient = pl.Series("patient_id", list(ids.values()), pl.String)
         pl.DataFrame([subject, patient]).write_parquet(folder / "subject_ids.parquet")
-        schema = pl.Schema({"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)})
+        schema: dict[str, Any] = {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)}
         empty = [None] * len(codes)
         book = pl.DataFrame({"code": codes, "description": empty, "parent_codes": empty}, schema)
         book.write_parquet(folder / "codes.parquet")
