@@ -19,6 +19,9 @@ def attend(q_BTHC: Tensor, k_BTHC: Tensor, v_BTHC: Tensor, layout: Layout, dropo
 
     ``dropout`` is applied to the attention weights. Padding gives finite values without a meaning.
     """
+    if layout.cache is not None:
+        cached: Tensor = layout.cache.attend(q_BTHC, k_BTHC, v_BTHC)
+        return cached
     if layout.lengths is not None:
         return _attend_to_runs(q_BTHC, k_BTHC, v_BTHC, layout, dropout)
     q, k, v = (x.transpose(1, 2) for x in (q_BTHC, k_BTHC, v_BTHC))

@@ -54,18 +54,24 @@ class GPT(EhrModel):
         position_ids: Tensor | None = None,
         segment_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        cache: Any = None,
         **columns: Any,
     ) -> EhrOutput:
         """(B, T) int64 ids to hidden states (B, T, D); further columns are not used.
 
         ``segment_ids`` number the windows in a row, 0 is padding; without them every row is one window, less what
-        ``attention_mask`` (1 and 0) leaves out. Raises DataError for ids or positions out of range.
+        ``attention_mask`` (1 and 0) leaves out. With a ``cache`` (see `ehr_models.cache`) it says what the rows go on
+        from. Raises DataError for ids or positions out of range.
         """
         position_BT, segment_BT = self.prepare(input_ids, position_ids, segment_ids, attention_mask)
         head_width = self.config.hidden_size // self.config.num_attention_heads
-        layout = make_layout(segment_BT, True, head_width, self.training and self.config.dropout > 0)
+        if cache is None:
+            layout = make_layout(segment_BT, True, head_width, self.training and self.config.dropout > 0)
+            layouts = [layout] * len(self.blocks)
+        else:
+            layouts = cache.layouts()
         x_BTD = self.embeddings(input_ids, position_BT)
-        for block in self.blocks:
+        for block, layout in zip(self.blocks, layouts, strict=True):
             x_BTD = block(x_BTD, layout)
         return EhrOutput(last_hidden_state=self.norm(x_BTD), losses={})
 

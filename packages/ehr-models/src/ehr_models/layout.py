@@ -1,12 +1,13 @@
 """Layout: which positions of a batch may see which, worked out once a forward and shared by all layers.
 
 Shapes: B rows, T positions. A row holds segments side by side (0 is padding), and a position sees only its own
-segment. There are four ways to say so to the attention kernels, and all give the same numbers:
+segment. There are five ways to say so to the attention kernels, and all give the same numbers:
 
     whole   every row is one segment: no mask at all
     runs    cut the rows at the segments' borders and attend to each piece alone (CPU: no work across borders)
     mask    a dense boolean mask (B, 1, T, T): for very short segments, and where nothing else serves
     blocks  FlexAttention's block mask (CUDA): blocks without a visible pair are skipped
+    cache   keys and values of one layer that were computed before, in generation; each layer has a layout of its own
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ PIECE_COST = 8192
 
 @dataclass(frozen=True)
 class Layout:
-    """One of the four ways; exactly one of ``lengths``, ``mask`` and ``blocks`` is set, none of them for ``whole``."""
+    """One of the five ways; exactly one of the fields below ``causal`` (and ``real``) is set, none for ``whole``."""
 
     causal: bool
     lengths: list[int] | None = None
@@ -37,6 +38,8 @@ class Layout:
     """(B, 1, T, T) bool, True where the query (third axis) may see the key (last axis)."""
     blocks: Any = None
     """A ``torch.nn.attention.flex_attention.BlockMask``."""
+    cache: Any = None
+    """A `ehr_models.cache.LayerCache`: it takes the new keys and values, and attends to all it has."""
 
 
 def make_layout(segment_BT: Tensor | None, causal: bool, head_width: int, dropout: bool = False) -> Layout:
