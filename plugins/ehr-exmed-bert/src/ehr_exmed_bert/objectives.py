@@ -5,6 +5,7 @@ What is pooled or run over is a sample's own visible tokens, whatever it shares 
 Shapes: B rows, T positions, D width, N samples, L the longest sample, K positions to predict.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn import functional
 
 from ehr_exmed_bert.plugin import EndpointConfig, MlmPlosConfig
 
-RNNS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+RNNS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
 def samples_of(hidden_BTD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

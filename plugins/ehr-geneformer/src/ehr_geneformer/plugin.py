@@ -1,10 +1,11 @@
-"""What ehr-geneformer brings: rank-value tokens, and a command that takes sentences ranked before. Import-light."""
+"""What ehr-geneformer brings: rank-value tokens and their encoder, and a command for ranked sentences. Import-light."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from ehr_core import Component, hookimpl
+from ehr_models.bert_settings import BertConfig
 from omegaconf import MISSING
 
 
@@ -52,6 +53,33 @@ class RankedStoreConfig:
     """Sentences read and written at once: the bound of memory."""
     seed: int = 0
     """Part of the hash that splits."""
+
+
+@dataclass
+class GeneformerConfig(BertConfig):
+    """Geneformer: BERT over ranked tokens, with ReLU."""
+
+    name: str = "geneformer"
+    context_length: int = 2048
+    activation: str = "relu"
+    dropout: float = 0.02
+    attention_dropout: float = 0.02
+    token_types: int = 2
+    layers: str = "torch"
+    """``torch``, or ``te``: the linear layers of the blocks are Transformer Engine's (CUDA only); the same network."""
+    precision: str = "trainer"
+    """``trainer``: as ``train.precision`` says; ``fp8``: the linear layers of the blocks in 8 bits where device and
+    ``layers=te`` allow, else in bf16, with a notice."""
+
+
+@hookimpl
+def ehr_models() -> Iterator[Component]:
+    yield Component(
+        name="geneformer",
+        target="ehr_geneformer.model:build",
+        config=GeneformerConfig,
+        summary="Geneformer: BERT over ranked tokens; Transformer Engine and FP8 where there are",
+    )
 
 
 @hookimpl

@@ -7,7 +7,7 @@ Shapes: B rows, T positions, D width, P rows of the token table, K positions to 
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from ehr_core.batch import Batch, Loss
@@ -22,6 +22,19 @@ from ehr_models.objectives.masking import Masked, mask, most_chosen
 
 IGNORED = -100
 FIXED_SEED = 20_180_811
+
+
+class Scores(NamedTuple):
+    """What a model makes of the hidden tokens; each (K,)."""
+
+    index_K: Tensor
+    """Place among the flattened B*T."""
+    target_K: Tensor
+    """The token, or IGNORED where there is none to predict."""
+    loss_K: Tensor
+    """Cross-entropy, 0 where ignored."""
+    correct_K: Tensor
+    """Whether the likeliest token was the right one."""
 
 
 class MaskedTokens(nn.Module):
@@ -54,10 +67,10 @@ class MaskedTokens(nn.Module):
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Sum of the cross-entropies in float32, and the number of predicted tokens; ``accuracy`` is a part."""
         masked, output = self.run(model, batch)
-        total_K, correct_K, target_K = self.scores(model, output.last_hidden_state, batch, masked)
-        count = (target_K != IGNORED).sum().float()
-        found = with_auxiliary(total_K.sum(), count, output.losses)
-        return Loss(found.total, found.count, {**found.parts, "accuracy": (correct_K.sum().float(), count)})
+        scores = self.scores(model, output.last_hidden_state, batch, masked)
+        count = (scores.target_K != IGNORED).sum().float()
+        found = with_auxiliary(scores.loss_K.sum(), count, output.losses)
+        return Loss(found.total, found.count, {**found.parts, "accuracy": (scores.correct_K.sum().float(), count)})
 
     def run(self, model: Any, batch: Batch) -> tuple[Masked, Any]:
         """Hide tokens, and give the rest to the model."""
@@ -65,15 +78,15 @@ class MaskedTokens(nn.Module):
         masked = mask(batch, self.settings, seed, self.mask_token, self.specials, model.config.vocab_size)
         return masked, model(**replace(batch, token_BT=masked.token_BT).inputs())
 
-    def scores(self, model: Any, hidden_BTD: Tensor, batch: Batch, masked: Masked) -> tuple[Tensor, Tensor, Tensor]:
-        """(K,) cross-entropy, whether the likeliest token was right, and the target, IGNORED where there is none."""
+    def scores(self, model: Any, hidden_BTD: Tensor, batch: Batch, masked: Masked) -> Scores:
+        """Losses of the predicted tokens."""
         index_K = self.places(masked)
         chosen_K = masked.chosen_BT.flatten()[index_K]
         target_K = torch.where(chosen_K, batch.token_BT.flatten()[index_K], IGNORED)
         logits_KP = model.lm_logits(hidden_BTD.flatten(0, 1)[index_K]).float()
         with torch.autocast(logits_KP.device.type, enabled=False):
-            total_K = functional.cross_entropy(logits_KP, target_K, ignore_index=IGNORED, reduction="none")
-        return total_K, logits_KP.detach().argmax(-1) == target_K, target_K
+            loss_K = functional.cross_entropy(logits_KP, target_K, ignore_index=IGNORED, reduction="none")
+        return Scores(index_K, target_K, loss_K, logits_KP.detach().argmax(-1) == target_K)
 
     def places(self, masked: Masked) -> Tensor:
         """(K,) indices among B*T that hold all chosen ones.
