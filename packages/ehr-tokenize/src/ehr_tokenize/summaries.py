@@ -1,0 +1,142 @@
+"""Summaries of shards on disk, so that fitting needs memory for a shard and a killed fit goes on where it was.
+
+What `Tokenizer.summarize` returns is kept when the type that it is annotated with is made of dataclasses, lists,
+tuples, dictionaries, plain values, arrays and `Counts`; anything else stays in memory. A kept summary is a safetensors
+file: arrays, and beside them the rest as JSON. Nothing in it names code: the annotation says what to make of it. When
+it is read again, arrays are memory-mapped and the numbers of `Counts` stay in the file until a slice is asked for.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ehr_core.errors import FormatError
+from ehr_core.formats.tokens import map_arrays
+from safetensors.numpy import save_file
+
+from ehr_tokenize.quantiles import Counts
+
+PLAIN = (str, int, float, bool)
+KEY = "summary"
+
+
+@dataclasses.dataclass(frozen=True)
+class FileNumbers:
+    """float32 numbers in a file, read a slice at a time."""
+
+    path: Path
+    start: int
+    """Byte of the first number."""
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, _ = part.indices(self.size)
+        return np.fromfile(self.path, "<f4", max(stop - start, 0), offset=self.start + 4 * start)
+
+
+def kind_of(summarize: Callable[..., Any]) -> Any | None:
+    """The annotated type of summaries, or None when summaries of it cannot be kept."""
+    try:
+        kind = typing.get_type_hints(summarize).get("return")
+    except (NameError, TypeError):  # a name that is there for type checkers only
+        return None
+    return kind if kind is not None and _keepable(kind) else None
+
+
+def _keepable(kind: Any) -> bool:
+    if kind in (*PLAIN, type(None), np.ndarray, Counts):
+        return True
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return len([a for a in arguments if a is not type(None)]) == 1 and all(_keepable(a) for a in arguments)
+    if origin in (list, tuple, dict, collections.Counter):
+        return bool(arguments) and all(_keepable(a) for a in arguments if a is not Ellipsis)
+    if dataclasses.is_dataclass(kind):
+        return all(_keepable(typing.get_type_hints(kind)[field.name]) for field in dataclasses.fields(kind))
+    return False
+
+
+def keep(summary: Any, path: Path) -> None:
+    """Write a summary of a type that `kind_of` approved; the file is there whole or not at all."""
+    arrays: dict[str, np.ndarray] = {}
+    text = json.dumps(_plain(summary, arrays), separators=(",", ":"))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(arrays, temporary, {KEY: text})
+    temporary.replace(path)
+
+
+def _plain(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """A value as JSON, its arrays put aside under the number that stands for them."""
+    if isinstance(value, np.ndarray):
+        arrays[str(len(arrays))] = np.ascontiguousarray(value)
+        return len(arrays) - 1
+    if isinstance(value, np.generic):
+        return value.item()
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name), arrays) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return [[_plain(key, arrays), _plain(part, arrays)] for key, part in value.items()]
+    if isinstance(value, list | tuple):
+        return [_plain(part, arrays) for part in value]
+    return value
+
+
+def recall(kind: Any, path: Path) -> Any:
+    """What `keep` wrote, as a value of the type. Raises FormatError for a damaged file."""
+    arrays = map_arrays(path)
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        starts = {n: 8 + size + entry["data_offsets"][0] for n, entry in header.items() if n != "__metadata__"}
+        found = json.loads(header["__metadata__"][KEY])
+        return _Reader(path, arrays, starts).read(kind, found)
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise FormatError(f"{path} is not a summary: {error!r}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    path: Path
+    arrays: dict[str, np.ndarray]
+    starts: dict[str, int]
+
+    def read(self, kind: Any, found: Any) -> Any:
+        """The JSON value as a value of the type."""
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+        if kind is Counts:
+            # Names are interned: of many shards with the same codes there is one text each.
+            names = [sys.intern(name) for name in found["names_C"]]
+            rows, offset, value = (self.arrays[str(found[name])] for name in ("rows_C", "offset_C", "value"))
+            numbers = FileNumbers(self.path, self.starts[str(found["value"])], len(value))
+            return Counts(names, np.array(rows), np.array(offset), numbers)
+        if kind is np.ndarray:
+            return self.arrays[str(found)]
+        if origin in (typing.Union, types.UnionType):
+            return None if found is None else self.read(next(a for a in arguments if a is not type(None)), found)
+        if origin is list:
+            return [self.read(arguments[0], part) for part in found]
+        if origin is tuple:
+            each = (arguments[0],) * len(found) if Ellipsis in arguments else arguments
+            return tuple(self.read(a, part) for a, part in zip(each, found, strict=True))
+        if origin in (dict, collections.Counter):
+            part = arguments[1] if origin is dict else int
+            return origin({self.read(arguments[0], key): self.read(part, value) for key, value in found})
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            hints = typing.get_type_hints(kind)
+            return kind(**{name: self.read(hints[name], value) for name, value in found.items()})
+        return sys.intern(found) if kind is str else found
