@@ -75,10 +75,10 @@ SYSTEMS: dict[str, Callable[[str], list[str]]] = {
 
 def table(name: str, settings: object) -> Callable[[str], list[str]]:
     """A table of `PrepareConfig.tables` as a function. Raises ConfigError for one that cannot be read."""
-    if not isinstance(settings, dict):
-        raise ConfigError(f"table {name!r} is {settings!r}; expected regular expressions with what they become")
+    if not isinstance(settings, list) or any(not isinstance(row, list) or len(row) != 2 for row in settings):
+        raise ConfigError(f"table {name!r} is no list of pairs [regular expression, what it becomes]")
     rows = []
-    for pattern, result in settings.items():
+    for pattern, result in settings:
         try:
             rows.append((re.compile(str(pattern)), result))
         except re.error as error:

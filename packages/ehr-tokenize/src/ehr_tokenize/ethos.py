@@ -39,7 +39,7 @@ from ehr_tokenize.base import (
     last_of_subject,
     weave,
 )
-from ehr_tokenize.number_tokens import Numbers, equal_width
+from ehr_tokenize.number_tokens import Numbers, equal_width, limits
 from ehr_tokenize.plugin import EthosConfig
 
 END = "TIMELINE_END"
@@ -91,9 +91,7 @@ class Ethos(TimelineTokenizer):
 
     def __init__(self, settings: EthosConfig):
         super().__init__(settings)
-        for code, limits in settings.equal_width.items():
-            if len(limits) != 2 or not limits[0] < limits[1]:
-                raise ConfigError(f"tokenizer.equal_width.{code} is {limits}; expected [low, high]")
+        self._widths = {code: limits(v, f"tokenizer.equal_width.{code}") for code, v in settings.equal_width.items()}
         for start, size in settings.top_codes.items():
             if size < 0:
                 raise ConfigError(f"tokenizer.top_codes.{start} is {size}; it must not be negative")
@@ -192,12 +190,12 @@ class Ethos(TimelineTokenizer):
 
     def _fit_breaks(self, timeline: stages.Counts) -> None:
         """Breaks of the codes that are frequent enough, or whose numbers alone show."""
-        size, least, chosen = self.settings.num_quantiles, self.settings.min_count, self.settings.equal_width
+        size, least = self.settings.num_quantiles, self.settings.min_count
         rows = dict(zip(timeline.names_C, timeline.rows_C.tolist(), strict=True))
         self.breaks = {}
         for code, breaks in stages.quantile_breaks(timeline, size).items():
-            if code in chosen:
-                self.breaks[code] = equal_width(chosen[code][0], chosen[code][1], size)
+            if code in self._widths:
+                self.breaks[code] = equal_width(*self._widths[code], size)
             elif rows[code] >= least or self.numbers.style(code) == "alone":
                 self.breaks[code] = self.static_breaks.get(code, breaks)  # a number in both places means one thing
 

@@ -43,7 +43,7 @@ class EthosConfig:
     numbers: dict[str, str] = field(default_factory=dict)
     """Start of codes to how their numbers show: ``shared`` (``LAB//K``, ``Q3``; what all others do), ``group``
     (``LAB//K``, ``LAB//Q3``), ``fused`` (``LAB//K//Q3``) or ``alone`` (``Q3``)."""
-    equal_width: dict[str, list[float]] = field(default_factory=dict)
+    equal_width: dict[str, Any] = field(default_factory=dict)
     """Code to [low, high]: its bins have one width between these, instead of being quantiles of train."""
     static_too: list[str] = field(default_factory=list)
     """As ``static_codes``, but the events stay in the timeline as well."""
@@ -85,13 +85,9 @@ class CehrConfig:
     """Visits with artificial time tokens between them, as in CEHR-GPT."""
 
     name: str = "cehr"
-    admission_codes: list[str] = field(
-        default_factory=lambda: ["HOSPITAL_ADMISSION", "ADMISSION", "ED_REGISTRATION", "ICU_ADMISSION"]
-    )
+    admission_codes: list[str] = field(default_factory=lambda: ["HOSPITAL_ADMISSION", "ADMISSION"])
     """Codes that equal one of these, or start with one and ``//``, open a stay; the code itself is the visit type."""
-    discharge_codes: list[str] = field(
-        default_factory=lambda: ["HOSPITAL_DISCHARGE", "DISCHARGE", "ED_OUT", "ICU_DISCHARGE"]
-    )
+    discharge_codes: list[str] = field(default_factory=lambda: ["HOSPITAL_DISCHARGE", "DISCHARGE"])
     """Codes of this kind close the stay that is open."""
     outside: str = "VISIT//OUTPATIENT"
     """The visit type of events outside any stay; those of one day are one visit."""
@@ -100,7 +96,7 @@ class CehrConfig:
     stay_time_tokens: str = "none"
     """The same for days within a stay (``i-D1``); none: there are no such tokens."""
     stay_hours: bool = False
-    """Whether a stay has tokens ``i-H9``: the hour of its start and of each new day's first event, else hours passed."""
+    """Whether a stay has tokens ``i-H9``: the hour of its start and of a new day's first event, else hours passed."""
     num_quantiles: int = 10
     """Numbers become one of so many tokens ``BIN:0``, ``BIN:1``, ... by breaks fitted per code."""
     min_count: int = 5

@@ -111,12 +111,12 @@ class Preparation:
         late, delay, order = tuple(self._settings.end_of_day), self._settings.delay_hours, self._settings.order
         timed_N = rows.time_N != NO_TIME
         late_N = rows.per_code(lambda code: code.startswith(late), bool)[rows.code_N] & (rows.time_N % DAY == 0)
-        more_C = rows.per_code(lambda code: _first(delay, code, 0.0) * HOUR, np.int64)
+        more_C = rows.per_code(lambda code: _longest(delay, code, 0.0) * HOUR, np.int64)
         moved_N = np.where(late_N, DAY - 1_000_000, 0) + more_C[rows.code_N]
         time_N = np.where(timed_N, rows.time_N + moved_N, rows.time_N)
         rank = {prefix: place for place, prefix in enumerate(order) if prefix != "*"}
         others = order.index("*") if "*" in order else len(order)
-        rank_N = rows.per_code(lambda code: _first(rank, code, others), np.int64)[rows.code_N]
+        rank_N = rows.per_code(lambda code: _longest(rank, code, others), np.int64)[rows.code_N]
         place_N = np.lexsort((rank_N, time_N, rows.subject_N))
         time = pl.Series("time", time_N).cast(pl.Datetime("us")).set(pl.Series(~timed_N), None)
         return events.with_columns(time)[place_N]
@@ -143,8 +143,10 @@ class Preparation:
         return _cook(events, rows, recipes, recipe_N)
 
 
-def _first(table: dict[str, Any], code: str, default: Any) -> Any:
-    return next((found for prefix, found in table.items() if code.startswith(prefix)), default)
+def _longest(table: dict[str, Any], code: str, default: Any) -> Any:
+    """The entry of the longest start of the code."""
+    fitting = [prefix for prefix in table if code.startswith(prefix)]
+    return table[max(fitting, key=len)] if fitting else default
 
 
 def _fits(rule: Rule, value_M: np.ndarray) -> np.ndarray:
@@ -168,7 +170,7 @@ def _combinations(
     grouped = keys.with_row_index("#row").group_by("#code", *columns, maintain_order=True).agg("#row")
     which = np.empty(len(at), np.int64)
     lengths = grouped["#row"].list.len().to_numpy()
-    which[grouped["#row"].explode().to_numpy()] = np.repeat(np.arange(len(grouped)), lengths)
+    which[grouped["#row"].to_arrow().flatten().to_numpy()] = np.repeat(np.arange(len(grouped)), lengths)
     found = [(rows.names_C[code], dict(zip(columns, texts, strict=True))) for code, *texts, _ in grouped.iter_rows()]
     return found, which
 

@@ -28,8 +28,8 @@ class RuleConfig:
     """Regular expression for the whole code; its named groups are fields of ``to``."""
     where: dict[str, str] = field(default_factory=dict)
     """Column to regular expression for the whole of its text; a null does not match. Named groups are fields."""
-    within: dict[str, list[float]] = field(default_factory=dict)
-    """Field to [low, high], both allowed: the rule is for events whose field is such a number."""
+    within: dict[str, Any] = field(default_factory=dict)
+    """Field, as in ``to``, to [low, high], both allowed: the rule is for events whose field is such a number."""
     numeric: bool | None = None
     """true: only events with a number; false: only those without; null: both."""
     to: list[str] = field(default_factory=list)
@@ -74,8 +74,8 @@ class PrepareConfig:
     drop: list[str] = field(default_factory=list)
     """Events with codes that start with one of these are left out."""
     tables: dict[str, Any] = field(default_factory=dict)
-    """Tables for rules: name to a mapping of regular expressions for the whole value to what it becomes, ``\\1`` being
-    a group and null nothing. The first that matches counts; a value that none matches stays as it is."""
+    """Tables for rules: name to a list of pairs [regular expression for the whole value, what it becomes], ``\\1``
+    being a group and null nothing. The first that matches counts; a value that none matches stays as it is."""
     mappings: dict[str, MappingConfig] = field(default_factory=dict)
     """Mapping files for rules, by name."""
     rules: list[RuleConfig] = field(default_factory=list)

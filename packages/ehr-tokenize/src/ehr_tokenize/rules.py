@@ -12,6 +12,7 @@ from ehr_core.config import nearest
 from ehr_core.errors import ConfigError
 
 from ehr_tokenize.code_systems import clean
+from ehr_tokenize.number_tokens import limits
 from ehr_tokenize.prepare_settings import RuleConfig
 
 Step = Callable[[str], list[str]]
@@ -80,11 +81,13 @@ class Rule:
         self._outputs = [self._output(text, steps) for text in settings.to]
         used = {field.name for template, _ in self._outputs for field in template.fields}
         used |= {field.name for _, number in self._outputs if number for field in number.fields}
-        used |= set(settings.within) | set(settings.where)
-        for name in (*settings.within, *settings.where):
-            self._check(name, number_too=name in settings.within)
-        self.range = tuple(settings.within[VALUE]) if VALUE in settings.within else None
-        self._within = {name: (low, high) for name, (low, high) in self._ranges(settings) if name != VALUE}
+        for name in settings.where:
+            self._check(name, False)
+        ranges = {name: limits(found, f"{self._where}: within.{name}") for name, found in settings.within.items()}
+        self.range = ranges.pop(VALUE, None)
+        """Between what the number of an event must be, if it matters."""
+        self._within = [(self._field(inside, steps, False), span) for inside, span in ranges.items()]
+        used |= {field.name for field, _ in self._within} | set(settings.where)
         self.columns = tuple(column for column in columns if column in used - groups)
         """Columns that decide, besides the code, what the rule makes."""
 
@@ -93,12 +96,6 @@ class Rule:
             return re.compile(text)
         except re.error as error:
             raise ConfigError(f"{self._where}: {text!r} is no regular expression: {error}") from error
-
-    def _ranges(self, settings: RuleConfig) -> list[tuple[str, list[float]]]:
-        for name, limits in settings.within.items():
-            if len(limits) != 2 or not limits[0] <= limits[1]:
-                raise ConfigError(f"{self._where}: within.{name} is {limits}; expected [low, high]")
-        return list(settings.within.items())
 
     def _check(self, name: str, number_too: bool) -> None:
         if not (name in self._known or name.isdigit() or (number_too and name == VALUE)):
@@ -110,15 +107,16 @@ class Rule:
         return self._template(code, steps, False), self._template(number, steps, True) if equals else None
 
     def _template(self, text: str, steps: Mapping[str, Step], number: bool) -> Template:
-        fields = []
-        for inside in FIELD.findall(text):
-            chain, question, default = inside.partition("?")
-            name, *names = chain.split("|")
-            self._check(name, number)
-            if wrong := [step for step in names if step not in steps]:
-                raise ConfigError(f"{self._where}: there is no table {wrong[0]!r}.{nearest(wrong[0], steps)}")
-            fields.append(Field(name, tuple(steps[step] for step in names), default if question else None))
-        return Template(tuple(FIELD.split(text)[::2]), tuple(fields))
+        fields = tuple(self._field(inside, steps, number) for inside in FIELD.findall(text))
+        return Template(tuple(FIELD.split(text)[::2]), fields)
+
+    def _field(self, inside: str, steps: Mapping[str, Step], number: bool) -> Field:
+        chain, question, default = inside.partition("?")
+        name, *names = chain.split("|")
+        self._check(name, number)
+        if wrong := [step for step in names if step not in steps]:
+            raise ConfigError(f"{self._where}: there is no table {wrong[0]!r}.{nearest(wrong[0], steps)}")
+        return Field(name, tuple(steps[step] for step in names), default if question else None)
 
     def matches(self, code: str) -> bool:
         """Whether the rule is for a code; more conditions may follow from numbers and columns."""
@@ -133,11 +131,12 @@ class Rule:
             assert found is not None, "call matches first"
             fields.update(found.groupdict())
         for column, pattern in self._conditions.items():
-            if (found := pattern.fullmatch(columns.get(column) or "")) is None or columns.get(column) is None:
+            text = columns[column]
+            if text is None or (found := pattern.fullmatch(text)) is None:
                 return None
             fields.update(found.groupdict())
-        for name, (low, high) in self._within.items():
-            if not low <= _number(fields.get(name)) <= high:
+        for field, (low, high) in self._within:
+            if not any(low <= _number(text) <= high for text in field.values(fields)):
                 return None
         made = [event for output in self._outputs for event in self._make(output, fields)]
         return made if made or not self._outputs else None
