@@ -221,11 +221,15 @@ class TimelineTokenizer(abc.ABC):
 
     # -- state
 
+    def interval_days(self) -> dict[str, list[float | None]]:
+        """Per token for time the fewest and most days that it stands for; None: no most."""
+        return self.spacing.days()
+
     def save(self, folder: Path) -> None:
         """Write vocabulary.json, prefix.json and tokenizer.json."""
         self.vocabulary.save(folder)
         write_prefix(folder, self.prefix)
-        state = {name: getattr(self, name) for name in self.saved} | {"interval_days": self.spacing.days()}
+        state = {name: getattr(self, name) for name in self.saved} | {"interval_days": self.interval_days()}
         if mappings := self.preparation.state():
             state["mappings"] = mappings
         plain = self.preparation.portable(to_plain(self.settings))

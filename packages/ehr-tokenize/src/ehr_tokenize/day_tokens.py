@@ -1,0 +1,64 @@
+"""Artificial time tokens: names for a number of days, as in CEHR-BERT (Pang et al. 2021) and CEHR-GPT.
+
+Each function is a table: the names in order, and for the first and last day that has each name. Days beyond the last
+one are ``LT``, days below zero ``W-1`` (visits that overlap).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from ehr_core.errors import ConfigError
+
+from ehr_tokenize.base import DAY
+
+LONG, NEGATIVE = "LT", "W-1"
+
+
+def _cehr_bert(day: int) -> str:
+    return f"W{day // 7}" if day < 28 else f"M{day // 30}"
+
+
+def _mix(day: int) -> str:
+    if day <= 7:
+        return f"D{day}"
+    return f"W{-(-day // 7)}" if day <= 30 else f"M{-(-day // 30)}"
+
+
+FUNCTIONS = {
+    "cehr_bert": (_cehr_bert, 360),
+    "day": (lambda day: f"D{day}", 1080),
+    "week": (lambda day: f"W{day // 7}", 1080),
+    "month": (lambda day: f"M{day // 30}", 1080),
+    "mix": (_mix, 361),
+}
+"""Name to the name of a day, and the first day that is ``LT``."""
+
+
+class DayTokens:
+    """The tokens of one function. Raises ConfigError for a function that there is not."""
+
+    def __init__(self, function: str, setting: str, prefix: str = ""):
+        if function not in FUNCTIONS:
+            raise ConfigError(f"tokenizer.{setting} is {function!r}; allowed: {', '.join(FUNCTIONS)}")
+        name, limit = FUNCTIONS[function]
+        days = [NEGATIVE, *(name(day) for day in range(limit)), LONG]
+        self.names = tuple(f"{prefix}{text}" for text in dict.fromkeys(days))
+        place = {text: index for index, text in enumerate(self.names)}
+        self._index = np.array([place[f"{prefix}{text}"] for text in days])
+        self.limit = limit
+
+    def find(self, day_N: np.ndarray) -> np.ndarray:
+        """(N,) index of the name of each number of days."""
+        return self._index[np.clip(day_N, -1, self.limit) + 1]
+
+    def days(self) -> dict[str, list[float | None]]:
+        """Per token the fewest and (not included) the most days that it stands for; None: no most."""
+        edge = (np.flatnonzero(np.diff(self._index, prepend=-1)) - 1).clip(0).tolist()
+        ends = [*map(float, edge[1:]), None]
+        return {name: [float(low), high] for name, low, high in zip(self.names, edge, ends, strict=True)}
+
+
+def day_of(time_N: np.ndarray) -> np.ndarray:
+    """(N,) days since 1970, also before it."""
+    day: np.ndarray = time_N // DAY
+    return day

@@ -1,0 +1,207 @@
+"""The tokenizer ``fused``: everything is a code. An event is one token, its number a part of the code's name.
+
+After MEDS-EIC-AR (McDermott et al.): ``CODE//value_[lo,hi)`` where a code has numbers in train, ``TIMELINE//START``
+first, ``TIMELINE//DELTA//years//value_[lo,hi)`` before the first event of each later instant, ``TIMELINE//END`` last.
+What differs from the original, on purpose:
+
+- A code below the thresholds is [UNK] and counted, where the original drops the event.
+- A missing number is the bare code: no bin says "nothing was measured".
+- Static rows make the prefix of each window, where the original leaves them out.
+- Subjects with few events are kept: whether a record will be long is not known while it grows.
+- TIMELINE//END is one microsecond after the last event, so that a cut at that event's time does not show it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import polars as pl
+from ehr_core.errors import ConfigError, DataError
+from ehr_core.formats.tokens import YEAR_US
+from ehr_core.formats.vocabulary import UNK, Token
+
+from ehr_tokenize import stages
+from ehr_tokenize.base import (
+    AGE_UNKNOWN,
+    DAY,
+    HOUR,
+    MINUTE,
+    TENS,
+    UNITS,
+    Once,
+    Parts,
+    Strand,
+    TimelineTokenizer,
+    assemble,
+    half_open,
+    last_of_subject,
+    subjects_per_code,
+    weave,
+)
+from ehr_tokenize.plugin import FusedConfig
+
+START, END = "TIMELINE//START", "TIMELINE//END"
+EDGES = (
+    *(minutes * MINUTE for minutes in (1, 5, 10, 30)),
+    *(hours * HOUR for hours in (1, 3, 6, 12)),
+    *(days * DAY for days in (1, 2, 4, 7, 14, 30, 60, 120)),
+    *(int(years * YEAR_US) for years in (1, 2, 5, 10, 20, 40)),
+)
+"""Microseconds at which one DELTA token ends and the next begins."""
+
+
+def bin_names(stem: str, edges: Iterable[float], lowest: str = "-inf") -> list[str]:
+    """``stem//value_[lo,hi)`` for each bin; edges in six digits, in all of them where six would not tell them apart."""
+    exact = [float(edge) for edge in edges]
+    short = [f"{edge:.6g}" for edge in exact]
+    texts = short if len(set(short)) == len(short) else [repr(edge) for edge in exact]
+    return [f"{stem}//value_[{low},{high})" for low, high in zip([lowest, *texts], [*texts, "inf"], strict=True)]
+
+
+DELTA = Once(
+    tuple(bin_names("TIMELINE//DELTA//years", (edge / YEAR_US for edge in EDGES), lowest="0")),
+    np.array([1, *EDGES], np.int64),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What `Fused.fit` needs to know of one shard."""
+
+    timeline: stages.Counts
+    subjects: dict[str, int]
+    """Subjects that have each timeline code."""
+    static: stages.Counts
+    intervals: list[tuple[int, int, int]]
+    births: int
+    timelines: int
+
+
+class Fused(TimelineTokenizer):
+    """See the module. Implements `ehr_core.protocols.Tokenizer`."""
+
+    config = FusedConfig
+    spacing = DELTA
+
+    def __init__(self, settings: FusedConfig):
+        super().__init__(settings)
+        if settings.min_subjects < 1:
+            raise ConfigError(f"tokenizer.min_subjects is {settings.min_subjects}; it must be at least 1")
+        if settings.bins not in ("value", "quantile"):
+            raise ConfigError(f"tokenizer.bins is {settings.bins!r}; allowed: value, quantile")
+        for pattern in settings.keep:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"tokenizer.keep: {pattern!r} is no regular expression: {error}") from error
+
+    @property
+    def births_are_events(self) -> bool:  # type: ignore[override]
+        """Whether MEDS_BIRTH is in the timeline, too."""
+        return bool(self.settings.birth_event)
+
+    # -- fit
+
+    def summarize(self, events: pl.DataFrame) -> Summary:
+        """Counts and numbers per code, subjects per code, lengths of gaps of one shard of train."""
+        parts = self.parts(self.records(events))
+        return Summary(
+            stages.count(parts.timeline),
+            subjects_per_code(parts.timeline),
+            stages.count(parts.static),
+            DELTA.measure(stages.gaps(parts.timeline)),
+            parts.births,
+            int(np.count_nonzero(last_of_subject(parts.timeline.subject_N))),
+        )
+
+    def fit(self, summaries: Iterable[Summary]) -> None:
+        """Fit vocabulary, slots, bins and interval estimates. Raises DataError when train has no event."""
+        found = list(summaries)
+        timeline, static = stages.merge([p.timeline for p in found]), stages.merge([p.static for p in found])
+        if not timeline.names_C:
+            raise DataError("the train split has no event with a time, so there is nothing to fit a tokenizer on")
+        subjects: Counter[str] = Counter()
+        for part in found:
+            subjects.update(part.subjects)
+        often = self._often(timeline, subjects)
+        size = self.settings.num_quantiles
+        self.breaks = {c: b for c, b in stages.quantile_breaks(timeline, size).items() if c in often}
+        fused = self._fused(stages.bin_counts(timeline, half_open(self.breaks), size))
+        measured = [p.intervals for p in found]
+        self.interval_estimates = DELTA.estimates(measured)
+
+        timelines = sum(p.timelines for p in found)
+        tokens = [Token(START, "start", (), timelines)]
+        for index, name in enumerate(DELTA.names):
+            tokens.append(Token(name, "interval", (), sum(shard[index][0] for shard in measured)))
+        if self.settings.timeline_end:
+            tokens.append(Token(END, "end", (), timelines))
+        born = any(p.births for p in found)
+        if born:
+            tokens += [Token(name, "age") for name in (*TENS, *UNITS, AGE_UNKNOWN)]
+        slots, statics = self.fit_static(static)
+        rare = int(timeline.rows_C.sum()) - sum(often.values())
+        bare = {code: rows - sum(token.count for token in fused.get(code, [])) for code, rows in often.items()}
+        self.vocabulary = assemble(tokens, statics, bare, rare, fused)
+        self.prefix = self.make_prefix(slots, born)
+
+    def _often(self, timeline: stages.Counts, subjects: Counter[str]) -> dict[str, int]:
+        """Rows of the codes that get a token."""
+        keep = [re.compile(pattern) for pattern in self.settings.keep]
+        return {
+            name: int(rows)
+            for name, rows in zip(timeline.names_C, timeline.rows_C, strict=True)
+            if (rows >= self.settings.min_count and subjects[name] >= self.settings.min_subjects)
+            or any(pattern.search(name) for pattern in keep)
+        }
+
+    def _fused(self, counts: dict[str, np.ndarray]) -> dict[str, list[Token]]:
+        """The tokens of each code with numbers, one a bin."""
+        found = {}
+        for code, breaks in self.breaks.items():
+            names = (
+                bin_names(code, breaks)
+                if self.settings.bins == "value"
+                else [f"{code}//Q{k + 1}" for k in range(len(breaks) + 1)]
+            )
+            found[code] = [Token(name, "code", (code,), int(counts[code][k])) for k, name in enumerate(names)]
+        return found
+
+    def _first_bin(self, code: str) -> int:
+        """Id of the token of a code's lowest bin; the others follow it. 0 for a code without bins."""
+        if code not in self.breaks:
+            return 0
+        name = bin_names(code, self.breaks[code])[0] if self.settings.bins == "value" else f"{code}//Q1"
+        return int(self.vocabulary[name])
+
+    # -- encode
+
+    def code_id(self, code: str) -> int:
+        """The token of a timeline code; UNK for one that has none. An unseen code named like a bin is no bin."""
+        index = super().code_id(code)
+        return index if self.vocabulary.tokens[index].codes == (code,) else UNK
+
+    def encode_timeline(self, parts: Parts, dtype: np.dtype) -> dict[str, Any]:
+        """The arrays of a token table that have an entry a token, and where each subject starts."""
+        rows = parts.timeline
+        bin_N = stages.find_bins(rows, half_open(self.breaks), self.settings.num_quantiles)
+        bare_N = rows.per_code(self.code_id, np.int64)[rows.code_N]
+        code_N = np.where(bin_N > 0, rows.per_code(self._first_bin, np.int64)[rows.code_N] - 1 + bin_N, bare_N)
+        delta_N, often_N = DELTA.find(stages.gaps(rows))
+        first_N = np.diff(rows.subject_N, prepend=-1) != 0
+        last_N = last_of_subject(rows.subject_N) & self.settings.timeline_end
+        strands = [
+            Strand(np.full(len(code_N), self.vocabulary[START]), first_N),
+            Strand(self.vocabulary[DELTA.names[0]] + delta_N, often_N),
+            Strand(code_N, np.ones(len(code_N), np.int8), rows.value_N),
+            Strand(np.full(len(code_N), self.vocabulary.get(END)), last_N),
+        ]
+        token, time, end_N, columns = weave(strands, rows.time_N, dtype, self.settings.value)
+        time[end_N[last_N] - 1] += 1  # nobody knows at the time of the last event that it is the last one
+        offset = np.concatenate([[0], end_N])[stages.offsets(rows.subject_N, len(parts.birth_S))]
+        return {"offset": offset, "token": token, "time": time, "columns": columns}

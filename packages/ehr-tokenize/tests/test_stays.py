@@ -1,0 +1,124 @@
+"""Stays between admissions and discharges: hand-made cases, and agreement with a plain loop over instants."""
+
+import itertools
+
+import numpy as np
+import pytest
+from ehr_core.formats.tokens import NO_TIME
+from ehr_tokenize.day_tokens import DayTokens
+from ehr_tokenize.stays import find_stays, starts_with
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def found(rows):
+    """Stays of rows (subject, time, letter): A admits, D discharges."""
+    subject, time, letter = (np.array(column) for column in zip(*rows, strict=True))
+    return find_stays(subject, time, letter == "A", letter == "D")
+
+
+def spelled(rows):
+    """Letters in the new order, each with the number of its stay (- outside)."""
+    stays = found(rows)
+    letters = [rows[i][2] for i in stays.order_N]
+    return " ".join(
+        f"{letter}{stay if stay >= 0 else '-'}" for letter, stay in zip(letters, stays.stay_N.tolist(), strict=True)
+    )
+
+
+def test_events_between_admission_and_discharge_are_a_stay():
+    assert spelled([(1, 0, "x"), (1, 1, "A"), (1, 2, "x"), (1, 3, "D"), (1, 4, "x")]) == "x- A0 x0 D0 x-"
+
+
+def test_within_an_instant_the_admission_is_first_and_the_discharge_last():
+    assert spelled([(1, 1, "x"), (1, 1, "A"), (1, 5, "D"), (1, 5, "x")]) == "A0 x0 x0 D0"
+    assert spelled([(1, 1, "x"), (1, 1, "D"), (1, 1, "A"), (1, 2, "x")]) == "A0 x0 D0 x-"  # a stay of no length
+
+
+def test_a_discharge_and_an_admission_at_once_end_one_stay_and_open_the_next():
+    assert spelled([(1, 1, "A"), (1, 5, "x"), (1, 5, "A"), (1, 5, "D"), (1, 6, "x")]) == "A0 D0 A1 x1 x1"
+
+
+def test_several_admission_rows_of_an_instant_open_one_stay():
+    assert spelled([(1, 1, "A"), (1, 1, "x"), (1, 1, "A"), (1, 2, "D")]) == "A0 A0 x0 D0"
+
+
+def test_an_admission_ends_a_stay_that_was_not_discharged():
+    rows = [(1, 1, "A"), (1, 2, "x"), (1, 9, "A"), (1, 10, "x"), (2, 20, "x"), (2, 21, "A")]
+    assert spelled(rows) == "A0 x0 A1 x1 x- A2"
+    stays = found(rows)
+    assert stays.close_K.tolist() == [9, NO_TIME, NO_TIME]
+    assert stays.discharged_K.tolist() == [False, False, False]
+    assert stays.start_K.tolist() == [1, 9, 21]
+
+
+def test_codes_are_told_by_components():
+    is_admission = starts_with(["ADMISSION", "A//B"])
+    codes = ["ADMISSION", "ADMISSION//X", "ADMISSIONS", "A//B//C", "A//BC", "A"]
+    assert [is_admission(code) for code in codes] == [True, True, False, True, False, False]
+
+
+def plain(rows):
+    """The rules of the module, one instant after the other."""
+    out, stay = [], -1
+    for _, group in itertools.groupby(rows, key=lambda row: row[0]):
+        running = None
+        for _, instant in itertools.groupby(group, key=lambda row: row[1]):
+            letters = [row[2] for row in instant]
+            admits, leaves = [c for c in letters if c == "A"], [c for c in letters if c == "D"]
+            others = [c for c in letters if c == "x"]
+            if running is not None and admits and leaves:
+                out += [("D", running)] * len(leaves)
+                leaves, running = [], None
+            if admits:
+                stay += 1
+                running = stay
+            out += [(c, running if running is not None else -1) for c in admits + others + leaves]
+            if leaves:
+                running = None
+    return " ".join(f"{letter}{stay if stay >= 0 else '-'}" for letter, stay in out)
+
+
+step = st.tuples(st.integers(0, 2), st.sampled_from("AxxD"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(step, min_size=1, max_size=10), min_size=1, max_size=3))
+def test_stays_equal_those_of_a_plain_loop(subjects):
+    rows = []
+    for subject, steps in enumerate(subjects):
+        at = 0
+        for gap, letter in steps:
+            at += gap
+            rows.append((subject, at, letter))
+    assert spelled(rows) == plain(rows)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        ("cehr_bert", {-5: "W-1", -1: "W-1", 0: "W0", 6: "W0", 7: "W1", 27: "W3", 28: "M0", 29: "M0", 30: "M1",
+                       359: "M11", 360: "LT", 99999: "LT"}),
+        ("day", {0: "D0", 1079: "D1079", 1080: "LT"}),
+        ("week", {0: "W0", 6: "W0", 7: "W1", 1079: "W154", 1080: "LT"}),
+        ("month", {0: "M0", 29: "M0", 30: "M1", 1079: "M35", 1080: "LT"}),
+        ("mix", {0: "D0", 7: "D7", 8: "W2", 14: "W2", 15: "W3", 30: "W5", 31: "M2", 60: "M2", 61: "M3", 360: "M12",
+                 361: "LT"}),
+    ],
+)  # fmt: skip
+def test_each_function_names_days_as_published(function, expected):
+    tokens = DayTokens(function, "time_tokens")
+    days = np.array(list(expected))
+    assert [tokens.names[i] for i in tokens.find(days)] == list(expected.values())
+
+
+def test_the_days_of_a_token_are_those_that_it_names():
+    for function in ("cehr_bert", "day", "week", "month", "mix"):
+        tokens = DayTokens(function, "time_tokens")
+        for name, (low, high) in tokens.days().items():
+            if name == "W-1":
+                assert (low, high) == (0, 0)
+                continue
+            last = 5000 if high is None else int(high) - 1
+            assert [tokens.names[i] for i in tokens.find(np.array([int(low), last]))] == [name, name]
+            assert low == 0 or tokens.names[tokens.find(np.array([int(low) - 1]))[0]] != name
