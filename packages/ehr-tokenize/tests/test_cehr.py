@@ -1,6 +1,8 @@
 """The tokenizer ``cehr``: visits and artificial time tokens, on records small enough to read and on random ones."""
 
+import itertools
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -44,6 +46,10 @@ HELD_OUT = [
 ]
 
 
+def joined(lists):
+    return list(itertools.chain.from_iterable(lists))
+
+
 def fitted(world, rows=TRAIN, **options):
     tokenizer = Cehr(CehrConfig(**{"min_count": 1, "num_quantiles": 4, **options}))
     tokenizer.fit([tokenizer.summarize(world.frame(rows))])
@@ -67,7 +73,7 @@ VISITS = [
 
 def test_every_rule_shows_in_the_tokens_of_a_small_record(world):
     found = decoded(world, fitted(world))
-    assert found.tokens(7) == [*sum(VISITS, []), "[END]"]
+    assert found.tokens(7) == [*joined(VISITS), "[END]"]
     assert found.tokens(8) == ["[VS]", "VISIT//OUTPATIENT", "DX//A", "[VE]", "[END]"]
     assert found.tokens(9) == []
 
@@ -112,7 +118,7 @@ def test_days_and_hours_within_a_stay_have_tokens_when_asked_for(world):
 )  # fmt: skip
 def test_each_function_shows_between_visits(world, function, expected):
     tokens = decoded(world, fitted(world, time_tokens=function)).tokens(7)
-    assert [before for before, token in zip(tokens, tokens[1:], strict=False) if token == "[VS]"] == expected
+    assert [before for before, token in pairwise(tokens) if token == "[VS]"] == expected
 
 
 def test_codes_that_are_too_rare_become_unk_and_are_counted(world):
@@ -205,14 +211,14 @@ def test_visits_open_and_close_in_turn_and_hold_every_event(world, train, other,
 def test_shards_and_saving_change_nothing(world, tmp_path_factory, cohort, cut, chosen):
     subjects = [[(99, "2020-01-01", "DX", 1.0)], *(record(100 + i, steps) for i, steps in enumerate(cohort))]
     one, two = (Cehr(CehrConfig(min_count=1, **chosen)) for _ in range(2))
-    one.fit([one.summarize(world.frame(sum(subjects, [])))])
-    two.fit([two.summarize(world.frame(sum(part, []))) for part in (subjects[cut:], subjects[:cut])])
+    one.fit([one.summarize(world.frame(joined(subjects)))])
+    two.fit([two.summarize(world.frame(joined(part))) for part in (subjects[cut:], subjects[:cut])])
     assert one.vocabulary.tokens == two.vocabulary.tokens
     assert (one.interval_estimates, one.prefix) == (two.interval_estimates, two.prefix)
     folder = tmp_path_factory.mktemp("state")
     one.save(folder)
     again = Cehr(CehrConfig())
     again.load(folder)
-    shard = world.frame(sum(subjects, []))
+    shard = world.frame(joined(subjects))
     pairs = zip(one.encode(shard).arrays().values(), again.encode(shard).arrays().values(), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)

@@ -1,5 +1,6 @@
 """The tokenizer ``fused``: every rule on records small enough to read, and properties on random ones."""
 
+import itertools
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -44,6 +45,10 @@ HELD_OUT = [
     (7, "2020-01-01 00:01:59", "ADMISSION//ED"),
     (8, None, "GENDER//F"),
 ]
+
+
+def joined(lists):
+    return list(itertools.chain.from_iterable(lists))
 
 
 def fitted(world, rows=TRAIN, **options):
@@ -126,7 +131,7 @@ def test_edges_that_six_digits_do_not_tell_apart_are_written_out(world):
 def test_a_misspelt_name_is_an_error_that_names_the_nearest_token(world):
     vocabulary = fitted(world).vocabulary
     assert ids_of(vocabulary, ["NOTE", "[UNK]"]) == [vocabulary["NOTE"], 3]
-    with pytest.raises(ConfigError, match="no token 'ADMISSION//Ed'; the nearest .* is 'ADMISSION//ED'"):
+    with pytest.raises(ConfigError, match=r"no token 'ADMISSION//Ed'; the nearest .* is 'ADMISSION//ED'"):
         ids_of(vocabulary, ["ADMISSION//Ed"])
 
 
@@ -192,13 +197,13 @@ def test_each_number_is_in_the_bin_that_its_token_names(world, train, other):
 def test_shards_and_saving_change_nothing(world, tmp_path_factory, cohort, cut):
     subjects = [[(99, "2020-01-01", "A", 1.0)], *(record(100 + i, events) for i, events in enumerate(cohort))]
     one, two = Fused(FusedConfig(min_count=1)), Fused(FusedConfig(min_count=1))
-    one.fit([one.summarize(world.frame(sum(subjects, [])))])
-    two.fit([two.summarize(world.frame(sum(part, []))) for part in (subjects[cut:], subjects[:cut])])
+    one.fit([one.summarize(world.frame(joined(subjects)))])
+    two.fit([two.summarize(world.frame(joined(part))) for part in (subjects[cut:], subjects[:cut])])
     assert one.vocabulary.tokens == two.vocabulary.tokens
     assert one.interval_estimates == two.interval_estimates
     folder = tmp_path_factory.mktemp("state")
     one.save(folder)
     two.load(folder)
-    events = world.frame(sum(subjects, []))
+    events = world.frame(joined(subjects))
     pairs = zip(one.encode(events).arrays().values(), two.encode(events).arrays().values(), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
