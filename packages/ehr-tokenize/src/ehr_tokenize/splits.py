@@ -6,15 +6,15 @@ import numpy as np
 from ehr_core.errors import ConfigError
 
 
-def shares_of(settings: object) -> tuple[float, float, float]:
-    """``train``, ``tuning`` and ``held_out`` of a settings object. Raises ConfigError unless they add up to 1."""
-    shares = tuple(float(getattr(settings, name)) for name in ("train", "tuning", "held_out"))
-    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+def shares_of(train: float, tuning: float, held_out: float) -> tuple[float, float, float]:
+    """The shares of the splits. Raises ConfigError unless they add up to 1."""
+    shares = (train, tuning, held_out)
+    if not min(shares) >= 0 or not abs(sum(shares) - 1) <= 1e-6:
         raise ConfigError(
             f"train, tuning and held_out are {', '.join(f'{share:g}' for share in shares)}; "
             "they must be 0 or more and add up to 1"
         )
-    return shares[0], shares[1], shares[2]
+    return shares
 
 
 def split_of(subject_id_S: np.ndarray, seed: int, shares: tuple[float, float, float]) -> np.ndarray:

@@ -81,7 +81,7 @@ class PatientsJson:
     """See the module. Raises ConfigError for shares that do not add up to 1."""
 
     def __init__(self, settings: PatientsJsonConfig):
-        self.shares = shares_of(settings)
+        self.shares = shares_of(settings.train, settings.tuning, settings.held_out)
         if settings.shard_subjects < 1:
             raise ConfigError(f"source.shard_subjects is {settings.shard_subjects}; it must be at least 1")
         self.settings = settings

@@ -43,12 +43,8 @@ class RankedStoreConfig:
     """Folder to make; it must not exist yet, or be empty."""
     medians: str = ""
     """Medians, JSON ``{token: median}``, kept beside the vocabulary so that further data can be ranked alike."""
-    train: float = 0.8
-    """Share of the split train; a hash of (seed, row) decides where a sentence goes."""
-    tuning: float = 0.1
-    """Share of the split tuning."""
-    held_out: float = 0.1
-    """Share of the split held_out."""
+    splits: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "tuning": 0.1, "held_out": 0.1})
+    """Share of each split; a hash of (seed, row) decides where a sentence goes."""
     shard_rows: int = 100_000
     """Sentences read and written at once: the bound of memory."""
     seed: int = 0

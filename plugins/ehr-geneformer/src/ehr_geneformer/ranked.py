@@ -28,6 +28,8 @@ from ehr_tokenize.splits import shares_of, split_of
 from ehr_geneformer.plugin import RankedStoreConfig, RankValueConfig
 from ehr_geneformer.tokenizer import RankValue, sentences
 
+COUNTED = ("shards", "subjects", "events", "tokens", "unk", "non_finite")
+
 
 @dataclass(frozen=True)
 class Sentences:
@@ -39,7 +41,7 @@ class Sentences:
 
 def ranked_store(settings: RankedStoreConfig) -> int:
     """Write the token store ``settings.output`` and print what is in it. Raises EhrError."""
-    shares = shares_of(settings)
+    shares = shares_of(*(settings.splits[split] for split in SPLITS))
     if settings.shard_rows < 1:
         raise ConfigError(f"shard_rows is {settings.shard_rows}; it must be at least 1")
     output = Path(settings.output)
@@ -48,7 +50,7 @@ def ranked_store(settings: RankedStoreConfig) -> int:
     tokenizer = RankValue(RankValueConfig(vocabulary=settings.vocabulary, medians=settings.medians))
     tokenizer.read_published()
     size = len(tokenizer.vocabulary)
-    totals: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    totals = {split: Counter(dict.fromkeys(COUNTED, 0)) for split in SPLITS}
     count_V = np.zeros(size, np.int64)
     bar = Progress("ranked-store", sum(pq.read_metadata(file).num_rows for file in files), "sentences")
     with new_folder(output) as partial:
@@ -157,7 +159,7 @@ def _finish(
         "vocabulary": vocabulary.digest,
         "vocabulary_size": len(vocabulary),
         "columns": [],
-        "splits": {split: {"unk": 0, "non_finite": 0} | dict(counts) for split, counts in totals.items()},
+        "splits": {split: dict(counts) for split, counts in totals.items()},
     }
     made_by = [registry().version("command", "ranked-store")]
     inputs = {"source": digest_of([file_digest(file) for file in files])}

@@ -58,11 +58,12 @@ class RankValue:
     # -- fit
 
     def summarize(self, events: pl.DataFrame) -> stages.Counts:
-        """The values of one shard, one a subject and code; nothing where published medians are used."""
+        """Absolute values of one shard, one a subject and code; nothing where all is published."""
         if self.settings.vocabulary and self.settings.medians:
             return NOTHING
         rows = reduced(stages.records(events), self.settings)
-        return stages.count(rows.where(rows.value_N != 0))
+        rows = rows.where(rows.value_N != 0)
+        return stages.count(dataclasses.replace(rows, value_N=np.abs(rows.value_N)))
 
     def fit(self, summaries: Iterable[stages.Counts]) -> None:
         """Fit or read vocabulary and medians. Raises DataError when train has no number other than 0."""
@@ -158,12 +159,8 @@ def _build(found: stages.Counts, least: int) -> Vocabulary:
 
 
 def medians_of(found: stages.Counts) -> dict[str, float]:
-    """Median of the absolute values of each code; the mean of the middle two for an even number."""
-    medians = {}
-    for c, name in enumerate(found.names_C):
-        value = np.abs(found.value[found.offset_C[c] : found.offset_C[c + 1]].astype(np.float64))
-        medians[name] = float(np.median(value))
-    return medians
+    """Median of the values of each code; the mean of the middle two for an even number."""
+    return {code: breaks[0] for code, breaks in stages.quantile_breaks(found, 2).items()}
 
 
 def _ends(rows: stages.Records) -> tuple[np.ndarray, np.ndarray]:
