@@ -32,6 +32,8 @@ class EhrOutput(ModelOutput):
     """(B, T, D), after the last norm."""
     losses: dict[str, tuple[Tensor, Tensor]] | None = None
     """Auxiliary losses by name, weighted, as (sum, count); empty for a network that has none."""
+    metrics: dict[str, tuple[Tensor, Tensor]] | None = None
+    """Figures to log by name, without gradients, as (sum, count)."""
 
 
 def padded_rows(vocabulary_size: int, multiple: int) -> int:
@@ -250,4 +252,5 @@ class EhrModel(PreTrainedModel):
                     f"{path} does not fit its config.json: {len(names)} {what.replace('_keys', '')} tensors, "
                     f"the first is {names[0]}; save the model again from where it was trained"
                 )
+        code_vectors.freeze_again(model)
         return (model, report) if wants_report else model

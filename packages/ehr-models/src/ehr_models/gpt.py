@@ -1,8 +1,10 @@
-"""``gpt``: the decoder of GPT-2 without biases, as ETHOS and EHR_FM use it.
+"""``gpt``: the decoder of GPT-2 without biases, as ETHOS and EHR_FM use it, and its modern variants.
 
 Pre-LN blocks, LayerNorm without bias, exact GELU, learned positions, output layer tied to the token table (Radford et
 al. 2019, "Language Models are Unsupervised Multitask Learners"; Renc et al. 2024, "Zero shot health trajectory
-prediction using transformer"). Rows may be packed: a position sees what is before it in its own segment only.
+prediction using transformer"). Settings exchange the parts: RMSNorm, SwiGLU, rotary positions by place or by a column
+such as the age, normalised queries and keys, experts (`ehr_models.moe`). Rows may be packed: a position sees what is
+before it in its own segment only.
 
 Shapes: B rows, T positions, D width, V vocabulary, P rows of the token table.
 """
@@ -10,15 +12,19 @@ Shapes: B rows, T positions, D width, V vocabulary, P rows of the token table.
 from collections.abc import Sequence
 from typing import Any
 
-from ehr_core.errors import ConfigError
+import torch
+from ehr_core.errors import ConfigError, DataError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 
+from ehr_models import moe
 from ehr_models.base import EhrConfig, EhrModel, EhrOutput
-from ehr_models.blocks import Block, Embeddings
+from ehr_models.blocks import MLPS, NORMS, Block, Embeddings
 from ehr_models.layout import make_layout
+from ehr_models.rotary import rotation
 from ehr_models.settings import GPTConfig
 
 
@@ -27,8 +33,34 @@ class EhrGPTConfig(EhrConfig):
 
     model_type = "ehr-gpt"
 
-    def __init__(self, **kwargs: Any):  # a config class without its own would be given a dataclass's
+    def __init__(
+        self,
+        norm: str = "layer",
+        mlp: str = "gelu",
+        positions: str = "learned",
+        position_column: str = "",
+        rotary_base: float = 10000.0,
+        qk_norm: bool = False,
+        num_experts: int = 0,
+        num_experts_per_tok: int = 2,
+        moe_intermediate_size: int = 0,
+        moe_stride: int = 1,
+        noisy_router: bool = False,
+        router_aux_loss_coef: float = 0.01,
+        router_z_loss_coef: float = 0.001,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
+        self.norm, self.mlp, self.qk_norm = norm, mlp, qk_norm
+        self.positions, self.position_column, self.rotary_base = positions, position_column, rotary_base
+        self.num_experts, self.num_experts_per_tok = num_experts, num_experts_per_tok
+        self.moe_intermediate_size, self.moe_stride = moe_intermediate_size, moe_stride
+        self.noisy_router = noisy_router
+        self.router_aux_loss_coef, self.router_z_loss_coef = router_aux_loss_coef, router_z_loss_coef
+
+    def has_experts(self, index: int) -> bool:
+        """Whether block ``index`` has experts: the last of every ``moe_stride`` blocks."""
+        return self.num_experts > 0 and (index + 1) % self.moe_stride == 0
 
 
 class GPT(EhrModel):
@@ -39,13 +71,11 @@ class GPT(EhrModel):
 
     def __init__(self, config: EhrGPTConfig):
         super().__init__(config)
-        D, epsilon = config.hidden_size, config.layer_norm_eps
-        self.embeddings = Embeddings(self.num_rows, config.max_position_embeddings, D, config.dropout)
-        self.blocks = nn.ModuleList(
-            Block(D, config.num_attention_heads, config.intermediate_size, config.dropout, epsilon)
-            for _ in range(config.num_hidden_layers)
-        )
-        self.norm = nn.LayerNorm(D, eps=epsilon, bias=False)
+        D, learned = config.hidden_size, config.positions == "learned"
+        context_length = config.max_position_embeddings if learned else 0
+        self.embeddings = Embeddings(self.num_rows, context_length, D, config.dropout)
+        self.blocks = nn.ModuleList(Block(config, config.has_experts(i)) for i in range(config.num_hidden_layers))
+        self.norm = NORMS[config.norm](D, config.layer_norm_eps)
         self.post_init()
 
     def forward(
@@ -57,23 +87,59 @@ class GPT(EhrModel):
         cache: Any = None,
         **columns: Any,
     ) -> EhrOutput:
-        """(B, T) int64 ids to hidden states (B, T, D); further columns are not used.
+        """(B, T) int64 ids to hidden states (B, T, D); of further columns the ``position_column`` is used.
 
         ``segment_ids`` number the windows in a row, 0 is padding; without them every row is one window, less what
         ``attention_mask`` (1 and 0) leaves out. With a ``cache`` (see `ehr_models.cache`) it says what the rows go on
         from. Raises DataError for ids or positions out of range.
         """
         position_BT, segment_BT = self.prepare(input_ids, position_ids, segment_ids, attention_mask)
-        head_width = self.config.hidden_size // self.config.num_attention_heads
+        config = self.config
+        head_width = config.hidden_size // config.num_attention_heads
         if cache is None:
-            layout = make_layout(segment_BT, True, head_width, self.training and self.config.dropout > 0)
+            layout = make_layout(segment_BT, True, head_width, self.training and config.dropout > 0)
             layouts = [layout] * len(self.blocks)
         else:
             layouts = cache.layouts()
-        x_BTD = self.embeddings(input_ids, position_BT)
+        turn = None
+        if config.positions == "rotary":
+            turn = rotation(self.places(position_BT, columns), head_width, config.rotary_base)
+        # While a cache is filled nobody asks how experts were used.
+        share_N, count = (None, None) if cache or not config.num_experts else moe.shares(input_ids, segment_BT)
+        x_BTD, found = self.embeddings(input_ids, position_BT), []
         for block, layout in zip(self.blocks, layouts, strict=True):
-            x_BTD = block(x_BTD, layout)
-        return EhrOutput(last_hidden_state=self.norm(x_BTD), losses={})
+            x_BTD, statistics = block(x_BTD, layout, turn, share_N)
+            found.append(statistics)
+        losses, metrics = self.routing([part for part in found if part is not None], count)
+        return EhrOutput(last_hidden_state=self.norm(x_BTD), losses=losses, metrics=metrics)
+
+    def places(self, position_BT: Tensor, columns: dict[str, Any]) -> Tensor:
+        """What rotations are taken from: the place in the window, or a column."""
+        name = self.config.position_column
+        if not name:
+            return position_BT
+        if columns.get(name) is None:
+            raise DataError(f"the batch has no column {name!r}, which the model takes positions from")
+        found: Tensor = columns[name]
+        return found
+
+    def routing(self, found: list[Tensor], count: Tensor | None) -> tuple[moe.Pairs, moe.Pairs]:
+        """Losses (in training) and figures of the layers with experts; empty where there are none."""
+        if count is None or not found:
+            return {}, {}
+        config = self.config
+        losses, metrics = moe.summarize(
+            torch.stack(found), count, config.router_aux_loss_coef, config.router_z_loss_coef
+        )
+        return losses if self.training else {}, metrics
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, moe.ExpertLinear):
+            init.normal_(module.weight, mean=0.0, std=moe.start_std(module, self.config.num_hidden_layers))
+        elif isinstance(module, nn.RMSNorm):
+            init.ones_(module.weight)
 
 
 class GPTForCausalLM(GPT):
@@ -92,23 +158,73 @@ class GPTForCausalLM(GPT):
         return CausalLMOutput(loss=loss, logits=logits_BTP)
 
 
+CHOICES = {"norm": tuple(NORMS), "mlp": tuple(MLPS), "positions": ("learned", "rotary")}
+SIZES = ("num_layers", "num_heads", "width", "mlp_ratio", "context_length", "stride")
+
+
+def check(settings: GPTConfig, columns: Sequence[str] = ()) -> None:
+    """Raise ConfigError for settings that cannot be."""
+    s = settings
+    for name in SIZES:
+        if getattr(s, name) < 1:
+            raise ConfigError(f"model.{name} is {getattr(s, name)}; it must be at least 1")
+    if not 0 <= s.dropout < 1:
+        raise ConfigError(f"model.dropout is {s.dropout}; it must be at least 0 and below 1")
+    if s.width % s.num_heads:
+        raise ConfigError(f"model.width is {s.width}; it must be a multiple of model.num_heads, {s.num_heads}")
+    for name, words in CHOICES.items():
+        if getattr(s, name) not in words:
+            raise ConfigError(f"model.{name} is {getattr(s, name)!r}; it must be one of {', '.join(words)}")
+    if s.positions == "rotary" and s.width // s.num_heads % 2:
+        raise ConfigError(f"rotary positions need heads of an even width, and theirs is {s.width // s.num_heads}")
+    if s.position_column and s.positions != "rotary":
+        raise ConfigError(f"model.position_column={s.position_column} needs model.positions=rotary")
+    if s.position_column and s.position_column not in columns:
+        known = ", ".join(sorted(columns)) or "none"
+        raise ConfigError(f"model.position_column is {s.position_column!r}; columns of the token store: {known}")
+    check_experts(s)
+
+
+def check_experts(s: GPTConfig) -> None:
+    """Raise ConfigError for experts that cannot be."""
+    if s.num_experts < 0:
+        raise ConfigError(f"model.num_experts is {s.num_experts}; give 0 for a model without experts")
+    if s.num_experts and not 1 <= s.top_k <= s.num_experts:
+        raise ConfigError(f"model.top_k is {s.top_k}; it must be at least 1 and at most num_experts, {s.num_experts}")
+    if s.num_experts and s.stride > s.num_layers:
+        raise ConfigError(f"model.stride is {s.stride}, so none of the {s.num_layers} layers would have experts")
+    if min(s.balance_weight, s.router_z_weight) < 0:
+        raise ConfigError("model.balance_weight and model.router_z_weight must not be negative")
+
+
 def build(settings: GPTConfig, vocabulary_size: int, columns: Sequence[str] = ()) -> GPT:
-    """A new `GPT`. It reads tokens only, so any ``columns`` do. Raises ConfigError for a shape that cannot be."""
-    if min(settings.num_layers, settings.num_heads, settings.width, settings.mlp_ratio, settings.context_length) < 1:
-        raise ConfigError("model: num_layers, num_heads, width, mlp_ratio and context_length must be at least 1")
-    if not 0 <= settings.dropout < 1:
-        raise ConfigError(f"model.dropout is {settings.dropout}; it must be at least 0 and below 1")
-    return GPT(
-        EhrGPTConfig(
-            vocab_size=vocabulary_size,
-            hidden_size=settings.width,
-            num_hidden_layers=settings.num_layers,
-            num_attention_heads=settings.num_heads,
-            intermediate_size=settings.mlp_ratio * settings.width,
-            max_position_embeddings=settings.context_length,
-            dropout=settings.dropout,
-        )
+    """A new `GPT`; it reads tokens, and the ``position_column`` if there is one. Raises ConfigError."""
+    check(settings, columns)
+    s = settings
+    gated = moe.gated_width(s.width, s.mlp_ratio)
+    config = EhrGPTConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=s.width,
+        num_hidden_layers=s.num_layers,
+        num_attention_heads=s.num_heads,
+        intermediate_size=gated if s.mlp == "swiglu" else s.mlp_ratio * s.width,
+        max_position_embeddings=s.context_length,
+        dropout=s.dropout,
+        norm=s.norm,
+        mlp=s.mlp,
+        positions=s.positions,
+        position_column=s.position_column,
+        rotary_base=s.rotary_base,
+        qk_norm=s.qk_norm,
+        num_experts=s.num_experts,
+        num_experts_per_tok=s.top_k,
+        moe_intermediate_size=gated if s.num_experts else 0,
+        moe_stride=s.stride,
+        noisy_router=s.noisy_router,
+        router_aux_loss_coef=s.balance_weight,
+        router_z_loss_coef=s.router_z_weight,
     )
+    return GPT(config)
 
 
 AutoConfig.register(EhrGPTConfig.model_type, EhrGPTConfig, exist_ok=True)

@@ -37,7 +37,7 @@ class NextToken(nn.Module):
         logits = model.lm_logits(hidden).float()
         with torch.autocast(logits.device.type, enabled=False):
             total = functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
-        return with_auxiliary(total, count, output.losses)
+        return with_auxiliary(total, count, output.losses, getattr(output, "metrics", None))
 
 
 def gathers(hidden: Tensor) -> bool:
