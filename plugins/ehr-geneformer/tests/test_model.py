@@ -1,4 +1,4 @@
-"""The network of Geneformer: sizes as published, and what becomes of Transformer Engine and FP8 where there are none."""
+"""The network of Geneformer: sizes as published, and Transformer Engine and FP8 where there are none."""
 
 import importlib.util
 

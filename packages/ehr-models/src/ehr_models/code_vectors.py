@@ -83,6 +83,12 @@ def replace_table(model: Any) -> None:
         model.set_input_embeddings(table)
 
 
+def freeze_again(model: Any) -> None:
+    """Freeze the table that ``config.code_vectors`` says is frozen; loading weights makes new parameters."""
+    if (getattr(model.config, "code_vectors", None) or {}).get("freeze"):
+        model.get_input_embeddings().weight.requires_grad_(False)
+
+
 def started(make: type[Network], config: Any, settings: CodeVectorsConfig) -> Network:
     """A new model whose table starts from ``settings.path``, if it names a folder.
 
