@@ -13,7 +13,7 @@ from ehr_core.errors import ConfigError, DataError, EhrError, FormatError
 from ehr_core.executors import Serial
 from ehr_core.formats.folder import file_digests
 from ehr_core.plugin import SerialConfig
-from ehr_tokenize.meds import MedsSource, read_counted, read_events
+from ehr_tokenize.meds import MedsSource, read_events, read_treated
 from ehr_tokenize.plugin import MedsConfig
 
 ROWS = [
@@ -88,8 +88,8 @@ def test_numbers_that_are_not_finite_become_null_and_are_counted(shard):
     frame = pl.DataFrame(
         {"subject_id": [1] * 5, "time": [datetime(2020, 1, 1)] * 5, "code": ["A"] * 5, "numeric_value": values}
     )
-    events, count = read_counted(shard(frame))
-    assert count == 3
+    events, treated = read_treated(shard(frame))
+    assert treated["non_finite"] == 3
     assert events["numeric_value"].to_list() == [None, None, None, 2.0, None]
 
 
@@ -175,7 +175,7 @@ def test_a_code_that_is_not_text_is_refused(shard):
     )
     time = pa.array([datetime(2020, 1, 1, tzinfo=UTC)], pa.timestamp("us"))
     pq.write_table(pa.table({"subject_id": pa.array([1]), "time": time, "code": bad}), path)
-    with pytest.raises(EhrError, match=r"train/0.parquet is damaged"):
+    with pytest.raises(DataError, match=r"train/0.parquet, row 1: code is not UTF-8"):
         read_events(path)
 
 

@@ -1,187 +1,222 @@
 """The command ``tokenize``: MEDS dataset to token store, shard by shard, train twice (fit, encode) and the rest once.
 
-Memory is bounded by a shard and the numbers of train. The bytes written do not depend on the executor.
+Memory is bounded by a shard (and eight bytes a subject, a few dozen a code and shard). The bytes written depend neither
+on the executor nor on how often the command was killed and started again.
 """
 
-import contextlib
 import os
-import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ehr_core.config import from_plain, to_plain
-from ehr_core.errors import DataError
-from ehr_core.formats.folder import Manifest, check_free, digest_of, new_folder, read_json, write_manifest
-from ehr_core.formats.tokens import FORMAT, TOKENIZER, VERSION
-from ehr_core.formats.vocabulary import SPECIALS, UNK
+from ehr_core.config import to_plain
+from ehr_core.errors import ConfigError, DataError, FormatError
+from ehr_core.formats.folder import Manifest, digest_of, file_digest, publish, read_json, write_json, write_manifest
+from ehr_core.formats.tokens import FORMAT, TOKENIZER, VERSION, map_arrays
 from ehr_core.plugins import build, registry
 from ehr_core.progress import Progress
 from ehr_core.protocols import Executor, Tokenizer
 
-from ehr_tokenize.meds import SPLITS, Shard, read_counted, read_events, shards
+from ehr_tokenize import coverage, grow, metadata, summaries
+from ehr_tokenize.jobs import EncodeJob, SummarizeJob, encode, is_done, load_tokenizer, summarize
+from ehr_tokenize.meds import SPLITS, Shard, shards
 from ehr_tokenize.plugin import TokenizeConfig
+from ehr_tokenize.work import Work, working
 
 
 def tokenize(settings: TokenizeConfig) -> int:
     """Write the token store ``settings.output`` and print what is in it. Raises EhrError."""
     started = time.perf_counter()
+    if settings.duplicates not in ("keep", "drop"):
+        raise ConfigError(f"duplicates is {settings.duplicates!r}; allowed: keep, drop")
+    if settings.grow and not settings.fitted:
+        raise ConfigError("grow=true needs the tokenizer that is to grow: give fitted=STORE")
     output = Path(settings.output)
-    check_free(output)
     executor: Executor = build("executor", settings.executor)
-    with _provided(settings, output, executor) as (meds, inputs), new_folder(output) as partial:
-        found = shards(meds)
-        train = [shard for shard in found if shard.split == SPLITS[0]]
-        bar = Progress("tokenize", len(found) + (0 if settings.fitted else len(train)), "shards")
-        try:
-            tokenizer = _fitted(settings, train, executor, bar)
-            tokenizer.save(partial)
-            results = _encode_all(found, partial, executor, bar)
-        finally:
-            bar.close()
-        splits = _totals(found, results)
-        content = {
-            "vocabulary": tokenizer.vocabulary.digest,
-            "vocabulary_size": len(tokenizer.vocabulary),
-            "columns": sorted(tokenizer.columns),
-            "splits": splits,
-        }
-        plain = _plain(settings, read_json(partial / TOKENIZER)["settings"])
-        write_manifest(partial, Manifest(FORMAT, VERSION, _made_by(plain), plain, inputs, content))
-    _report(splits, len(tokenizer.vocabulary), output, time.perf_counter() - started)
+    with working(output) as work:
+        content = Run(settings, work, executor).make()
+        publish(work.store, output)
+    _report(content, output, time.perf_counter() - started)
     return 0
 
 
-@contextlib.contextmanager
-def _provided(settings: TokenizeConfig, output: Path, executor: Executor) -> Iterator[tuple[Path, dict[str, str]]]:
-    """The dataset's folder and the digests of the inputs; what the source wrote is removed at the end."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = output.with_name(f"{output.name}.source-{os.getpid()}")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        source = build("source", settings.source)
-        meds = Path(source.provide(folder, executor))
-        inputs = {"source": digest_of(dict(source.fingerprint()) or to_plain(settings.source))}
-        if settings.fitted:
+class Run:
+    """One store on its way, in the folder of an attempt that may not be the first."""
+
+    def __init__(self, settings: TokenizeConfig, work: Work, executor: Executor):
+        self.settings, self.work, self.executor = settings, work, executor
+        self.drop = settings.duplicates == "drop"
+
+    def make(self) -> dict[str, Any]:
+        """Fill ``work.store``, manifest included; returns the manifest's content."""
+        source = build("source", self.settings.source)
+        inputs = self._inputs(dict(source.fingerprint()))
+        meds, latest = self._begin(source, inputs)
+        found = shards(meds)
+        train = [shard for shard in found if shard.split == SPLITS[0]]
+        fitting = not self.settings.fitted or self.settings.grow
+        bar = Progress("tokenize", len(found) + (len(train) if fitting else 0), "shards")
+        try:
+            tokenizer = self._fitted(train, bar)
+            jobs = self._encode(found, latest, bar)
+        finally:
+            bar.close()
+        content = self._content(tokenizer, meds, jobs)
+        plain = self._plain(read_json(self.work.store / TOKENIZER))
+        manifest = Manifest(FORMAT, VERSION, _made_by(plain), plain, inputs, content)
+        write_manifest(self.work.store, manifest)
+        return content
+
+    # -- the beginning
+
+    def _inputs(self, fingerprint: dict[str, str]) -> dict[str, str]:
+        inputs = {"source": digest_of(fingerprint or to_plain(self.settings.source))}
+        if self.settings.fitted:
             names = (TOKENIZER, "vocabulary.json", "prefix.json")
-            inputs["fitted"] = digest_of([read_json(Path(settings.fitted) / name) for name in names])
-        yield meds, inputs
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            inputs["fitted"] = digest_of([read_json(Path(self.settings.fitted) / name) for name in names])
+        return inputs
+
+    def _begin(self, source: Any, inputs: dict[str, str]) -> tuple[Path, int]:
+        """The dataset's folder, and the time after which events lie in the future."""
+        plain = self._plain(to_plain(self.settings.tokenizer))
+        latest = metadata.latest_time(self.settings.latest, {})
+        known = self.work.begin(digest_of([plain, inputs, _made_by(plain), _files(plain)]), latest)
+        if self.work.source_done.is_file():
+            meds = self.work.source
+        else:
+            self.work.clear_source()
+            meds = Path(source.provide(self.work.source, self.executor))
+            if meds == self.work.source:
+                write_json(self.work.source_done, {})
+        if self.settings.latest is None and "created_at" in (facts := metadata.dataset_facts(meds)):
+            return meds, metadata.latest_time(None, facts)
+        return meds, known
+
+    def _plain(self, tokenizer: dict[str, Any]) -> dict[str, Any]:
+        """What decides the content. Places and workers do not: the same store made elsewhere has the same manifest."""
+        source = {key: value for key, value in to_plain(self.settings.source).items() if key != "path"}
+        plain = {"source": source, "tokenizer": tokenizer.get("settings", tokenizer)}
+        usual = TokenizeConfig()
+        for name in ("latest", "duplicates", "grow"):
+            if getattr(self.settings, name) != getattr(usual, name):
+                plain[name] = getattr(self.settings, name)
+        return plain
+
+    # -- the two passes
+
+    def _fitted(self, train: list[Shard], bar: Progress) -> Tokenizer:
+        """The tokenizer whose state is in the store: kept from an earlier attempt, given, fitted, or grown."""
+        given = Path(self.settings.fitted) if self.settings.fitted else None
+        if self.work.fit_done.is_file():
+            bar.update(len(train) if given is None or self.settings.grow else 0)
+            return load_tokenizer(self.work.store)
+        if given is None:
+            tokenizer: Tokenizer = build("tokenizer", self.settings.tokenizer)
+        else:
+            tokenizer = load_tokenizer(given)
+        if self.settings.grow and given is not None:
+            grow.check_growable(tokenizer)
+            new = load_tokenizer(given)
+            new.fit(self._summaries(new, train, bar))
+            grow.grown(tokenizer, new, self.work.store, self.work.folder)
+        else:
+            if given is None:
+                tokenizer.fit(self._summaries(tokenizer, train, bar))
+            tokenizer.save(self.work.store)
+        write_json(self.work.fit_done, {})
+        self.work.clear_fit()
+        return load_tokenizer(self.work.store)
+
+    def _summaries(self, tokenizer: Tokenizer, train: list[Shard], bar: Progress) -> list[Any]:
+        """Summaries of the train shards in order, where possible with their numbers left on disk."""
+        kind = summaries.kind_of(tokenizer.summarize)
+        fitted = Path(self.settings.fitted) if self.settings.fitted else None
+        jobs = [
+            SummarizeJob(shard, self.settings.tokenizer, fitted, self.drop, self.work.summary(shard.number))
+            for shard in train
+        ]
+        todo = [job for job in jobs if kind is None or not job.file.is_file()]
+        bar.update(len(jobs) - len(todo))
+        made = []
+        for summary in self.executor.map(summarize, todo):
+            made.append(summary)
+            bar.update()
+        return made if kind is None else [summaries.recall(kind, job.file) for job in jobs]
+
+    def _encode(self, found: list[Shard], latest: int, bar: Progress) -> list[EncodeJob]:
+        """Encode every shard that has not been; returns the jobs of all."""
+        stamp = os.urandom(8).hex()
+        for split in SPLITS:
+            (self.work.store / split).mkdir(exist_ok=True)
+        jobs = [
+            EncodeJob(shard, self.work.store, stamp, self.drop, latest, self.work.record(shard.split, shard.number))
+            for shard in found
+        ]
+        todo = [job for job in jobs if not is_done(job)]
+        bar.update(len(jobs) - len(todo))
+        for _ in self.executor.map(encode, todo):
+            bar.update()
+        return jobs
+
+    # -- the end
+
+    def _content(self, tokenizer: Tokenizer, meds: Path, jobs: list[EncodeJob]) -> dict[str, Any]:
+        """What the manifest says about the store, after the checks that need all shards."""
+        subject = [np.array(map_arrays(job.file)["subject_id"]) for job in jobs]
+        _refuse_shared_subjects(jobs, subject)
+        shard = [job.shard for job in jobs]
+        unnamed = metadata.check_splits(meds, ((s.split, s.path, ids) for s, ids in zip(shard, subject, strict=True)))
+        splits: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+        treated: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+        codes: dict[str, coverage.Codes] = {split: {} for split in SPLITS}
+        for job in jobs:
+            record = read_json(job.record)
+            splits[job.shard.split].update({"shards": 1, **record["counts"]})
+            treated[job.shard.split].update(record["treated"])
+            codes[job.shard.split] = coverage.total([codes[job.shard.split], record["codes"]])
+        names = {code for found in codes.values() for code in found}
+        facts = metadata.dataset_facts(meds)
+        return {
+            "vocabulary": tokenizer.vocabulary.digest,
+            "vocabulary_size": len(tokenizer.vocabulary),
+            "columns": sorted(tokenizer.columns),
+            "splits": {split: dict(counts) for split, counts in splits.items()},
+            "treated": {split: dict(counts) for split, counts in treated.items()},
+            "coverage": {split: coverage.by_prefix(found) for split, found in codes.items()},
+            "metadata": {
+                "missing": metadata.missing(meds),
+                "codes_not_described": metadata.codes_without_metadata(meds, names),
+                "subjects_without_split": unnamed,
+            },
+            "dataset": {name: str(facts[name]) for name in ("dataset_name", "etl_name") if name in facts},
+        }
 
 
-def _fitted(settings: TokenizeConfig, train: list[Shard], executor: Executor, bar: Progress) -> Tokenizer:
-    """The tokenizer, loaded or fitted on the train shards."""
-    if settings.fitted:
-        return _load(Path(settings.fitted))
-    tokenizer: Tokenizer = build("tokenizer", settings.tokenizer)
-    summaries = []
-    for summary in executor.map(_summarize, [(shard.path, settings.tokenizer) for shard in train]):
-        summaries.append(summary)
-        bar.update()
-    tokenizer.fit(summaries)
-    return tokenizer
+def _files(plain: Any) -> dict[str, str]:
+    """Digests of the files that settings name, such as mappings: another content is another run."""
+    if isinstance(plain, str):
+        try:
+            return {plain: file_digest(Path(plain))} if plain and Path(plain).is_file() else {}
+        except OSError as error:
+            raise FormatError(f"{plain} cannot be read: {error}") from error
+    parts = plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ()
+    return {name: digest for part in parts for name, digest in _files(part).items()}
 
 
-def _load(folder: Path) -> Tokenizer:
-    found = read_json(folder / TOKENIZER)
-    tokenizer: Tokenizer = build("tokenizer", from_plain("tokenizer", {"name": found["name"], **found["settings"]}))
-    tokenizer.load(folder)
-    return tokenizer
-
-
-def _summarize(item: tuple[Path, Any]) -> Any:
-    path, settings = item
-    tokenizer: Tokenizer = build("tokenizer", settings)
-    return tokenizer.summarize(read_events(path, event_columns(tokenizer)))
-
-
-def event_columns(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Columns of the events that a tokenizer wants beyond the four of MEDS: its ``event_columns``, if it has any."""
-    return tuple(getattr(tokenizer, "event_columns", ()))
-
-
-@dataclass(frozen=True)
-class EncodeJob:
-    """One shard to encode with the tokenizer whose state lies in a folder."""
-
-    shard: Shard
-    tokenizer: Path
-    stamp: str
-    """Names the run, so that a process may keep a loaded tokenizer for all shards of it and no longer."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What became of one shard."""
-
-    subject_id_S: np.ndarray
-    counts: dict[str, int]
-
-
-@lru_cache(maxsize=1)
-def _kept(folder: Path, stamp: str) -> Tokenizer:
-    return _load(folder)
-
-
-def _encode(job: EncodeJob) -> Encoded:
-    tokenizer = _kept(job.tokenizer, job.stamp)
-    events, non_finite = read_counted(job.shard.path, event_columns(tokenizer))
-    table = tokenizer.encode(events)
-    unknown = tokenizer.vocabulary.ids.get(SPECIALS[UNK], -1)  # a published vocabulary may have none
-    table.write(job.tokenizer / job.shard.split / f"{job.shard.number}.safetensors")
-    counts = {
-        "subjects": len(table.subject_id),
-        "events": len(events),
-        "tokens": len(table.token),
-        "unk": int((table.token == unknown).sum()),
-        "non_finite": non_finite,
-    }
-    return Encoded(np.array(table.subject_id), counts)
-
-
-def _encode_all(found: list[Shard], folder: Path, executor: Executor, bar: Progress) -> list[Encoded]:
-    """Encode every shard into the folder that holds the tokenizer's state."""
-    stamp = os.urandom(8).hex()
-    results = []
-    for result in executor.map(_encode, [EncodeJob(shard, folder, stamp) for shard in found]):
-        results.append(result)
-        bar.update()
-    _refuse_shared_subjects(found, results)
-    return results
-
-
-def _refuse_shared_subjects(found: list[Shard], results: list[Encoded]) -> None:
+def _refuse_shared_subjects(jobs: list[EncodeJob], subjects: list[np.ndarray]) -> None:
     """Raise DataError when a subject is in two shards, and so perhaps in train and held_out at once."""
-    subject = np.concatenate([result.subject_id_S for result in results])
-    owner = np.repeat(np.arange(len(results)), [len(result.subject_id_S) for result in results])
+    subject = np.concatenate(subjects)
+    owner = np.repeat(np.arange(len(subjects)), [len(ids) for ids in subjects])
     order = np.argsort(subject, kind="stable")
     twice = np.flatnonzero(np.diff(subject[order]) == 0)
     if len(twice):
-        first, second = (found[owner[order[twice[0] + step]]].path for step in (0, 1))
+        first, second = (jobs[owner[order[twice[0] + step]]].shard.path for step in (0, 1))
         raise DataError(
             f"{len(twice)} subjects are in more than one shard, one of them in {first} and {second}; "
             "MEDS keeps each subject in one shard of one split"
         )
-
-
-def _totals(found: list[Shard], results: list[Encoded]) -> dict[str, dict[str, int]]:
-    totals: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-    for shard, result in zip(found, results, strict=True):
-        totals[shard.split].update({"shards": 1, **result.counts})
-    return {split: dict(counts) for split, counts in totals.items()}
-
-
-def _plain(settings: TokenizeConfig, tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """What decides the content. Places and workers do not: the same store made elsewhere has the same manifest."""
-    source = {key: value for key, value in to_plain(settings.source).items() if key != "path"}
-    return {"source": source, "tokenizer": tokenizer}
 
 
 def _made_by(plain: dict[str, Any]) -> list[str]:
@@ -189,11 +224,15 @@ def _made_by(plain: dict[str, Any]) -> list[str]:
     return sorted({registry().version(kind, name) for kind, name in parts})
 
 
-def _report(splits: dict[str, dict[str, int]], vocabulary: int, output: Path, seconds: float) -> None:
+def _report(content: dict[str, Any], output: Path, seconds: float) -> None:
     total: Counter[str] = Counter()
-    for counts in splits.values():
+    for counts in content["splits"].values():
         total.update(counts)
     share = total["unk"] / max(total["events"], 1)
     print(f"{total['events']:,} events of {total['subjects']:,} subjects -> {total['tokens']:,} tokens in {output}")
-    print(f"vocabulary {vocabulary:,}, UNK {share:.2%} of events, {seconds:.1f} s", end="")
-    print(f", {total['non_finite']:,} non-finite numbers left out" if total["non_finite"] else "")
+    print(f"vocabulary {content['vocabulary_size']:,}, UNK {share:.2%} of events, {seconds:.1f} s")
+    odd: Counter[str] = Counter({"non_finite": total["non_finite"]})
+    for counts in content["treated"].values():
+        odd.update(counts)
+    if any(odd.values()):
+        print("treated: " + ", ".join(f"{name} {count:,}" for name, count in sorted(odd.items()) if count))

@@ -2,7 +2,7 @@
 
 A dataset is checked in two steps. `shards` looks at folders, footers and column types, which is cheap; `read_events`
 checks every row of a shard, vectorized, when the shard is read. Nothing is repaired in silence: a row that breaks MEDS
-is an error that names file, row and rule, and the one treatment there is (non-finite numbers become null) is counted.
+is an error that names file, row and rule, and what is treated otherwise is counted (see `ehr_tokenize.treated`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -111,27 +111,30 @@ def check_columns(path: Path) -> list[str]:
     return present
 
 
-def read_events(path: Path, more: Sequence[str] = ()) -> pl.DataFrame:
+def read_events(path: Path, more: Sequence[str] = (), drop_duplicates: bool = False) -> pl.DataFrame:
     """Checked events of a shard: subject_id int64, time datetime[us], code string, numeric_value float32.
 
     Rows are ordered by (subject_id, time) with null times first; the order of rows of one instant is the file's.
     ``more`` names further columns, which come as strings; one that the file lacks is null throughout, because MEDS
     leaves them to the dataset. Raises DataError that names the file, the first bad row (counted from 1) and the rule.
     """
-    return read_counted(path, more)[0]
+    return read_treated(path, more, drop_duplicates)[0]
 
 
-def read_counted(path: Path, more: Sequence[str] = ()) -> tuple[pl.DataFrame, int]:
-    """As `read_events`, and how many numbers were NaN, infinite or beyond float32 and became null."""
+def read_treated(
+    path: Path, more: Sequence[str] = (), drop_duplicates: bool = False
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """As `read_events`, and what was changed: how often, by name (see `ehr_tokenize.treated`)."""
     present = check_columns(path)
     further = _further(path, more)
     try:
         events = pl.read_parquet(path, columns=[*present, *(name for name, there in further.items() if there)])
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        _refuse_bad_text(path)
         raise FormatError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    zoned = events.schema["time"].time_zone is not None  # type: ignore[attr-defined]
     time = pl.col("time")
-    zone = events.schema["time"].time_zone  # type: ignore[attr-defined]
-    if zone is not None:
+    if zoned:
         time = time.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     value = pl.col("numeric_value") if "numeric_value" in present else pl.lit(None)
     events = events.select(
@@ -145,7 +148,32 @@ def read_counted(path: Path, more: Sequence[str] = ()) -> tuple[pl.DataFrame, in
     finite = events["v"].is_finite()  # null for null
     bad = int((~finite).sum())
     numbers = events["v"].set(~finite, None) if bad else events["v"]
-    return events.drop("v").insert_column(3, numbers.alias("numeric_value")), bad
+    events = events.drop("v").insert_column(3, numbers.alias("numeric_value"))
+    rows = len(events)
+    if drop_duplicates:
+        events = events.unique(keep="first", maintain_order=True)
+    return events, {
+        "non_finite": bad,
+        "dropped": rows - len(events),
+        "shards_empty": int(rows == 0),
+        "shards_with_time_zone": int(zoned),
+        "shards_without_values": int("numeric_value" not in present),
+    }
+
+
+def _refuse_bad_text(path: Path) -> None:
+    """Raise DataError for the first row whose code is not UTF-8; return when that is not what is wrong."""
+    try:
+        column = pq.read_table(path, columns=["code"])["code"]
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        for row, code in enumerate(column.cast(pa.large_binary()).to_pylist(), 1):
+            try:
+                (code or b"").decode()
+            except UnicodeDecodeError:
+                raise DataError(f"{path}, row {row}: code is not UTF-8 text") from None
+    except (pa.ArrowException, OSError):
+        return
 
 
 def _further(path: Path, more: Sequence[str]) -> dict[str, bool]:

@@ -127,6 +127,12 @@ class TokenizeConfig:
     """Folder to make; it must not exist yet, or be empty."""
     fitted: str | None = None
     """Folder with a fitted tokenizer (a token store, or RUN/tokenizer) to use unchanged instead of ``tokenizer``."""
+    grow: bool = False
+    """Whether the tokenizer of ``fitted`` takes up the codes that are new in this train split, after its own."""
+    duplicates: str = "keep"
+    """What becomes of a row that repeats an earlier one: ``keep`` or ``drop``. Both count it in the manifest."""
+    latest: str | None = None
+    """Events later than this date are counted as lying in the future. None: later than the dataset, else than now."""
 
 
 @hookimpl

@@ -1,0 +1,98 @@
+"""Which codes a fitted tokenizer does not know: share of events and of codes that became UNK, by prefix of the code.
+
+The tokenizer itself is asked. A shard's codes that no token names are encoded once more, each as the only event of a
+made-up subject; those whose tokens have an UNK are unknown. So a code that is put together from known pieces is
+covered, and one that a tokenizer leaves out on purpose is not reported.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+
+import numpy as np
+import polars as pl
+from ehr_core.formats.vocabulary import SPECIALS, UNK, Vocabulary
+from ehr_core.protocols import Tokenizer
+
+OTHER = "(other)"
+MOST = 100
+"""Prefixes that are listed on their own."""
+LEAST = 5
+"""A prefix with fewer events is not named: it may be a free text about one person."""
+WHEN = datetime(2000, 1, 1)
+
+Codes = dict[str, tuple[int, int]]
+"""Code to its events, and how many of these became UNK (all or none of a shard)."""
+
+
+def unk_id(vocabulary: Vocabulary) -> int:
+    """Id of UNK; -1 for a published vocabulary that has none."""
+    return vocabulary.ids.get(SPECIALS[UNK], -1)
+
+
+def known_codes(vocabulary: Vocabulary) -> frozenset[str]:
+    """Codes that a token names."""
+    return frozenset(code for token in vocabulary.tokens for code in token.codes)
+
+
+def code_events(events: pl.DataFrame, tokenizer: Tokenizer, known: frozenset[str]) -> Codes:
+    """Per code of a shard its events, and how many became UNK."""
+    found = events.group_by("code").agg(
+        pl.len().alias("n"), pl.col("time").max(), pl.col("numeric_value").max().cast(pl.Float32)
+    )
+    counted = dict(zip(found["code"].to_list(), found["n"].to_list(), strict=True))
+    suspects = found.filter(~pl.col("code").is_in(sorted(known))).sort("code")
+    unknown = _unknown(suspects, events, tokenizer) if len(suspects) else set()
+    return {code: (n, n if code in unknown else 0) for code, n in counted.items()}
+
+
+def _unknown(suspects: pl.DataFrame, events: pl.DataFrame, tokenizer: Tokenizer) -> set[str]:
+    """The codes among these that become UNK when they are a subject's only event."""
+    more = [pl.lit(None, events.schema[name]).alias(name) for name in events.columns[4:]]
+    probe = suspects.select(
+        pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias("subject_id"),
+        # One date for all, as odd dates are not the question; a code that is static stays so.
+        pl.when(pl.col("time").is_not_null()).then(pl.lit(WHEN, pl.Datetime("us"))).alias("time"),
+        "code",
+        "numeric_value",
+        *more,
+    )
+    table = tokenizer.encode(probe)
+    unk = np.concatenate([[0], np.cumsum(np.asarray(table.token) == unk_id(tokenizer.vocabulary))])
+    has_S = unk[np.asarray(table.offset[1:])] > unk[np.asarray(table.offset[:-1])]
+    index_S = np.asarray(table.subject_id)[has_S] - 1
+    codes = suspects["code"].to_list()
+    return {codes[i] for i in index_S.tolist()}
+
+
+def prefix_of(code: str) -> str:
+    """``LAB`` of ``LAB//50912//mg/dL``; a code without ``//`` is its own prefix."""
+    return code.partition("//")[0]
+
+
+def total(parts: Iterable[Mapping[str, tuple[int, int]]]) -> Codes:
+    """The codes of several shards together."""
+    joined: dict[str, list[int]] = {}
+    for part in parts:
+        for code, (events, unk) in part.items():
+            both = joined.setdefault(code, [0, 0])
+            both[0] += events
+            both[1] += unk
+    return {code: (events, unk) for code, (events, unk) in joined.items()}
+
+
+def by_prefix(codes: Codes) -> dict[str, dict[str, int]]:
+    """``events``, ``unk_events``, ``codes`` and ``unk_codes`` by prefix; rare prefixes together as ``(other)``."""
+    counts: dict[str, Counter[str]] = {}
+    for code, (events, unk) in codes.items():
+        one = {"events": events, "unk_events": unk, "codes": 1, "unk_codes": int(unk > 0)}
+        counts.setdefault(prefix_of(code), Counter()).update(one)
+    order = sorted(counts, key=lambda prefix: (-counts[prefix]["events"], prefix))
+    named = [prefix for prefix in order[:MOST] if counts[prefix]["events"] >= LEAST]
+    found = {prefix: dict(counts[prefix]) for prefix in named}
+    rest: Counter[str] = Counter()
+    for prefix in set(order) - set(named):
+        rest.update(counts[prefix])
+    return found | ({OTHER: dict(rest)} if rest else {})

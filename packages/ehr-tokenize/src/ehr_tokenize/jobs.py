@@ -1,0 +1,119 @@
+"""The two pieces of work on a shard, which any executor may run anywhere: summarize it for the fit, and encode it.
+
+Each leaves files in the folder of the run and returns little. A file is there whole or not at all, so whoever starts
+the run again takes what is there and does the rest.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ehr_core.config import from_plain
+from ehr_core.formats.folder import read_json, write_json
+from ehr_core.formats.tokens import TOKENIZER
+from ehr_core.plugins import build
+from ehr_core.protocols import Tokenizer
+
+from ehr_tokenize import coverage, summaries
+from ehr_tokenize.meds import Shard, read_events, read_treated
+from ehr_tokenize.treated import odd_rows
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The fitted tokenizer whose state lies in a folder."""
+    found = read_json(folder / TOKENIZER)
+    tokenizer: Tokenizer = build("tokenizer", from_plain("tokenizer", {"name": found["name"], **found["settings"]}))
+    tokenizer.load(folder)
+    return tokenizer
+
+
+def event_columns(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Columns of the events that a tokenizer wants beyond the four of MEDS: its ``event_columns``, if it has any."""
+    return tuple(getattr(tokenizer, "event_columns", ()))
+
+
+# -- fit
+
+
+@dataclass(frozen=True)
+class SummarizeJob:
+    """A shard of train to summarize for a tokenizer of these settings, or for one that is fitted already."""
+
+    shard: Shard
+    tokenizer: Any
+    fitted: Path | None
+    drop_duplicates: bool
+    file: Path
+    """Where the summary is kept."""
+
+
+def summarize(job: SummarizeJob) -> Any:
+    """The summary; None when it is in the job's file."""
+    tokenizer = load_tokenizer(job.fitted) if job.fitted else build("tokenizer", job.tokenizer)
+    events = read_events(job.shard.path, event_columns(tokenizer), job.drop_duplicates)
+    found = tokenizer.summarize(events)
+    if summaries.kind_of(tokenizer.summarize) is None:
+        return found
+    summaries.keep(found, job.file)
+    return None
+
+
+# -- encode
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """A shard to encode with the tokenizer whose state lies in the store."""
+
+    shard: Shard
+    store: Path
+    stamp: str
+    """Names the run, so that a process may keep a loaded tokenizer for all shards of it and no longer."""
+    drop_duplicates: bool
+    latest: int
+    """Microseconds since 1970 after which an event is counted as lying in the future."""
+    record: Path
+    """Where the counts of the shard go."""
+
+    @property
+    def file(self) -> Path:
+        """The tokens of the shard."""
+        return self.store / self.shard.split / f"{self.shard.number}.safetensors"
+
+
+@lru_cache(maxsize=1)
+def _kept(folder: Path, stamp: str) -> tuple[Tokenizer, frozenset[str]]:
+    tokenizer = load_tokenizer(folder)
+    return tokenizer, coverage.known_codes(tokenizer.vocabulary)
+
+
+def encode(job: EncodeJob) -> None:
+    """Write the shard's tokens, then its record: a shard with a record is done."""
+    tokenizer, known = _kept(job.store, job.stamp)
+    events, treated = read_treated(job.shard.path, event_columns(tokenizer), job.drop_duplicates)
+    table = tokenizer.encode(events)
+    temporary = job.file.with_name(f".{job.file.name}.{os.getpid()}")
+    table.write(temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(job.file)
+    unk = int(np.count_nonzero(np.asarray(table.token) == coverage.unk_id(tokenizer.vocabulary)))
+    counts = {"subjects": len(table.subject_id), "events": len(events), "tokens": len(table.token), "unk": unk}
+    record = {
+        "counts": counts | {"non_finite": treated.pop("non_finite")},
+        "treated": treated | odd_rows(events, job.latest),
+        "codes": coverage.code_events(events, tokenizer, known),
+        "size": job.file.stat().st_size,
+    }
+    job.record.parent.mkdir(parents=True, exist_ok=True)
+    write_json(job.record, record)
+
+
+def is_done(job: EncodeJob) -> bool:
+    """Whether an earlier attempt encoded the shard."""
+    return job.record.is_file() and job.file.is_file() and job.file.stat().st_size == read_json(job.record).get("size")

@@ -1,0 +1,103 @@
+"""What the folder ``metadata`` of a MEDS dataset says, held against the events.
+
+MEDS asks for ``dataset.json``, ``codes.parquet`` and ``subject_splits.parquet``. Tokens need none of them, so a missing
+file is noted and no error; one that is damaged, or that puts a subject in another split than the folders do, is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from ehr_core.errors import ConfigError, DataError, FormatError
+from ehr_core.formats.folder import read_json
+
+FILES = ("codes.parquet", "dataset.json", "subject_splits.parquet")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def missing(meds: Path) -> list[str]:
+    """The files of the folder ``metadata`` that are not there."""
+    return [name for name in FILES if not (meds / "metadata" / name).is_file()]
+
+
+def dataset_facts(meds: Path) -> dict[str, Any]:
+    """``dataset.json``; empty where there is none. Raises FormatError when it is no JSON object."""
+    path = meds / "metadata" / "dataset.json"
+    if not path.is_file():
+        return {}
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise FormatError(f"{path} is not a JSON object; MEDS wants dataset_name, dataset_version, ... in one")
+    return found
+
+
+def latest_time(setting: str | None, facts: dict[str, Any]) -> int:
+    """Microseconds since 1970 after which an event lies in the future: the setting, the dataset's making, or now.
+
+    Raises ConfigError for a setting that is no date.
+    """
+    try:
+        if setting is not None:
+            return _microseconds(setting)
+    except ValueError:
+        raise ConfigError(f"latest is {setting!r}; write a date, for example latest=2024-12-31") from None
+    try:
+        return _microseconds(str(facts["created_at"]))
+    except (KeyError, ValueError):
+        return _microseconds(datetime.now(UTC).isoformat())
+
+
+def _microseconds(text: str) -> int:
+    found = datetime.fromisoformat(text)
+    found = found if found.tzinfo else found.replace(tzinfo=UTC)
+    passed = found - EPOCH
+    return (passed.days * 86_400 + passed.seconds) * 1_000_000 + passed.microseconds
+
+
+def check_splits(meds: Path, shards: Iterable[tuple[str, Path, np.ndarray]]) -> int:
+    """Raise DataError when ``subject_splits.parquet`` puts a subject elsewhere than the folder that it lies in.
+
+    ``shards`` are split, file and subjects. Returns how many subjects the file does not name; all when it is missing.
+    """
+    path = meds / "metadata" / "subject_splits.parquet"
+    table = _read(path, {"subject_id": pl.Int64, "split": pl.String}) if path.is_file() else None
+    id_M = table["subject_id"].to_numpy() if table is not None else np.zeros(0, np.int64)
+    split_M = table["split"].to_numpy() if table is not None else np.zeros(0, object)
+    order = np.argsort(id_M, kind="stable")
+    id_M, split_M = id_M[order], split_M[order]
+    twice = np.flatnonzero((id_M[1:] == id_M[:-1]) & (split_M[1:] != split_M[:-1]))
+    if len(twice):
+        raise DataError(f"{path}, row {int(order[twice[0] + 1]) + 1}: the subject is in two splits; it belongs to one")
+    unnamed = 0
+    for split, file, subject_S in shards:
+        at = np.searchsorted(id_M, subject_S)
+        known = np.flatnonzero(at < len(id_M))
+        known = known[id_M[at[known]] == subject_S[known]]
+        unnamed += len(subject_S) - len(known)
+        wrong = at[known][split_M[at[known]] != split]
+        if len(wrong):
+            raise DataError(
+                f"{path}, row {int(order[wrong[0]]) + 1}: the subject is in split {split_M[wrong[0]]!r}, but its "
+                f"events are in {file} ({len(wrong)} subjects of that file contradict the table); mend one of the two"
+            )
+    return unnamed
+
+
+def codes_without_metadata(meds: Path, codes: Collection[str]) -> int:
+    """How many of the codes ``codes.parquet`` does not describe; all when it is missing."""
+    path = meds / "metadata" / "codes.parquet"
+    if not path.is_file():
+        return len(codes)
+    return len(set(codes) - set(_read(path, {"code": pl.String})["code"].to_list()))
+
+
+def _read(path: Path, columns: Mapping[str, pl.DataType | type[pl.DataType]]) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path, columns=list(columns)).cast(dict(columns))  # type: ignore[arg-type]
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise FormatError(f"{path} is damaged or lacks {', '.join(columns)}: {str(error).splitlines()[0]}") from error

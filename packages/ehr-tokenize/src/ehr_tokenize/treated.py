@@ -1,0 +1,62 @@
+"""What is odd in records without breaking MEDS: it is counted, shard by shard, and the manifest shows it.
+
+Numbers that were NaN, infinite or beyond float32 become missing; they are ``non_finite`` among the counts of a split.
+The README has the table of what happens in each case. Only ``dropped`` takes events away, and only when it was asked
+for (``duplicates=drop``).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from ehr_core.formats.tokens import NO_TIME
+
+BIRTH = "MEDS_BIRTH"
+LONG_CODE = 256
+"""Bytes from which on a code is counted as a long one; it may be a free text that should not be there."""
+NAMES = {
+    "future": "events later than the date in `latest`, else than the dataset's `created_at`, else than now",
+    "before_birth": "events before the subject's MEDS_BIRTH",
+    "duplicates": "rows with a time that repeat an earlier row of the subject in every column that is read",
+    "duplicate_static": "rows without a time that do so",
+    "dropped": "repeated rows that were left out (duplicates=drop)",
+    "long_codes": f"events whose code has {LONG_CODE} or more bytes",
+    "shards_empty": "shards without a row",
+    "shards_with_time_zone": "shards whose times had a time zone and became UTC",
+    "shards_without_values": "shards without a column numeric_value, all of whose numbers are missing",
+}
+"""Names of the counts, and what they count."""
+
+
+def odd_rows(events: pl.DataFrame, latest: int) -> dict[str, int]:
+    """Counts of the rows of a shard as `read_events` gives it; ``latest`` in microseconds since 1970."""
+    time_N = events["time"].to_physical().fill_null(NO_TIME).to_numpy()
+    static = int(np.count_nonzero(time_N == NO_TIME))
+    repeated = _repeated(events)
+    repeated_static = _repeated(events.filter(pl.col("time").is_null())) if repeated and static else 0
+    return {
+        "future": int(np.count_nonzero(time_N > latest)),
+        "before_birth": _before_birth(events, time_N),
+        "duplicates": repeated - repeated_static,
+        "duplicate_static": repeated_static,
+        "long_codes": int((events["code"].str.len_bytes() >= LONG_CODE).sum()),
+    }
+
+
+def _repeated(events: pl.DataFrame) -> int:
+    """Rows that are equal to an earlier one: by 64-bit hashes, as a wrong count by chance does no harm."""
+    hashes = np.sort(events.hash_rows().to_numpy())
+    return int(np.count_nonzero(hashes[1:] == hashes[:-1]))
+
+
+def _before_birth(events: pl.DataFrame, time_N: np.ndarray) -> int:
+    """Events before the subject's first MEDS_BIRTH that has a time."""
+    birth_N = (events["code"] == BIRTH).to_numpy() & (time_N != NO_TIME)
+    if not birth_N.any():
+        return 0
+    id_N = events["subject_id"].to_numpy()
+    subject_N = np.cumsum(np.concatenate([[False], id_N[1:] != id_N[:-1]]))
+    birth_S = np.full(int(subject_N[-1]) + 1, NO_TIME)
+    at = np.flatnonzero(birth_N)[::-1]  # backwards, so that the first birth stays
+    birth_S[subject_N[at]] = time_N[at]
+    return int(np.count_nonzero((time_N != NO_TIME) & (time_N < birth_S[subject_N])))
