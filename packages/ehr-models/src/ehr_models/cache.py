@@ -40,21 +40,25 @@ class KVCache:
         end, where causality keeps it from being seen."""
         self.row_G = row_G
 
-    def step(self, length_R: Sequence[int]) -> None:
-        """The next forward reads one token in each of the first R rows, which hold so many tokens."""
+    def step(self, length_R: Sequence[int], place_R: Tensor) -> None:
+        """The next forward reads one token in each of the first R rows, which hold so many tokens.
+
+        ``place_R`` is the same on the device, which would else have to be waited for.
+        """
         self.row_G, self.count, self.end = None, len(length_R), max(length_R) + 1
         self.place_R = self.mask = None
         if min(length_R) + 1 < self.end:
-            device = self.layers[0].key.device
-            self.place_R = torch.tensor(length_R, device=device)
-            self.mask = (torch.arange(self.end, device=device) <= self.place_R[:, None])[:, None, None]
+            self.place_R = place_R
+            self.mask = (torch.arange(self.end, device=place_R.device) <= place_R[:, None])[:, None, None]
 
     def copy(self, source: Sequence[int], target: Sequence[int], length: int) -> None:
         """Copy the first ``length`` tokens of rows onto other rows; no row may be in both lists."""
+        if not target:
+            return
+        one, other = (torch.tensor(rows, device=self.layers[0].key.device) for rows in (source, target))
         for layer in self.layers:
             for kept in (layer.key, layer.value):
-                for one, other in zip(source, target, strict=True):
-                    kept[other, :, :length] = kept[one, :, :length]
+                kept[other, :, :length] = kept[one, :, :length]
 
 
 class LayerCache:
