@@ -19,7 +19,15 @@ def preset(name: str) -> GPTConfig:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("gpt2_tiny", 467_136), ("gpt2_small_monolith", 47_490_816), ("gpt", 787_104)],
+    [
+        ("gpt2_tiny", 467_136),
+        ("gpt2_small_monolith", 47_490_816),
+        ("gpt2_small_2exp", 75_811_584),
+        ("gpt2_small_4exp", 132_443_904),
+        ("gpt2_small_8exp", 245_708_544),
+        ("gpt_modern", 45_918_720),
+        ("gpt", 787_104),
+    ],
 )
 def test_presets_have_the_parameters_that_are_documented(name, parameters):
     settings = preset(name)
