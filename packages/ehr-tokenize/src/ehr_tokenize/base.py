@@ -46,25 +46,19 @@ class Parts:
         return int(np.count_nonzero(self.birth_S != NO_TIME))
 
 
-class TimelineTokenizer(abc.ABC):
-    """Base of `ehr_core.protocols.Tokenizer`: one timeline a subject, static rows as a prefix.
+class FittedTokenizer(abc.ABC):
+    """Base of `ehr_core.protocols.Tokenizer`: a vocabulary, a prefix, and fitted state in JSON.
 
-    Settings have at least ``name``, ``num_quantiles``, ``min_count``, ``static_codes`` and ``value``. With a further
-    field ``prepare``, a `PrepareConfig`, events are prepared by it first.
+    Settings have at least ``name``, ``min_count`` and ``value``. With a further field ``prepare``, a `PrepareConfig`,
+    events are prepared by it first.
     """
 
-    config: ClassVar[type]
-    """The dataclass of settings."""
-    saved: ClassVar[tuple[str, ...]] = ("breaks", "static_breaks", "interval_estimates")
+    saved: ClassVar[tuple[str, ...]] = ("breaks", "interval_estimates")
     """Names of the attributes that are fitted; JSON values."""
     spacing: ClassVar[stages.Spacing]
     """The tokens for time."""
-    births_are_events: bool = False
-    """Whether MEDS_BIRTH is in the timeline, too."""
 
     def __init__(self, settings: Any):
-        if settings.num_quantiles < 2:
-            raise ConfigError(f"tokenizer.num_quantiles is {settings.num_quantiles}; it must be at least 2")
         if settings.min_count < 1:
             raise ConfigError(f"tokenizer.min_count is {settings.min_count}; it must be at least 1")
         self.settings = settings
@@ -72,9 +66,7 @@ class TimelineTokenizer(abc.ABC):
         self.vocabulary = Vocabulary.build([])
         self.prefix = Prefix()
         self.breaks: dict[str, list[float]] = {}
-        """Per timeline code with numbers in train: its quantile breaks, ascending."""
-        self.static_breaks: dict[str, list[float]] = {}
-        """The same for static codes with numbers."""
+        """Per timeline code with numbers in train: its breaks, ascending."""
         self.interval_estimates: dict[str, float] = {}
         """Mean seconds that each interval token stands for, in train."""
 
@@ -95,6 +87,64 @@ class TimelineTokenizer(abc.ABC):
     @abc.abstractmethod
     def fit(self, summaries: Iterable[Any]) -> None:
         """Fit on the summaries of all train shards. Raises DataError when train has no event."""
+
+    @abc.abstractmethod
+    def encode(self, events: pl.DataFrame) -> TokenTable:
+        """Tokens of a shard whose rows are sorted by (subject_id, time), null times first."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of tokens: the smaller one that holds the vocabulary."""
+        return np.dtype(np.uint16 if len(self.vocabulary) <= 1 << 16 else np.uint32)
+
+    # -- state
+
+    def interval_days(self) -> dict[str, list[float | None]]:
+        """Per token for time the fewest and most days that it stands for; None: no most."""
+        return self.spacing.days()
+
+    def save(self, folder: Path) -> None:
+        """Write vocabulary.json, prefix.json and tokenizer.json."""
+        self.vocabulary.save(folder)
+        write_prefix(folder, self.prefix)
+        state = {name: getattr(self, name) for name in self.saved} | {"interval_days": self.interval_days()}
+        if mappings := self.preparation.state():
+            state["mappings"] = mappings
+        plain = self.preparation.portable(to_plain(self.settings))
+        found = {"name": self.settings.name, "settings": plain, "state": state}
+        write_json(folder / TOKENIZER, found)
+
+    def load(self, folder: Path) -> None:
+        """Read back what `save` wrote, settings included. Raises FormatError when it is another tokenizer's."""
+        found: dict[str, Any] = read_json(folder / TOKENIZER)
+        try:
+            if found["name"] != self.settings.name:
+                raise FormatError(f"{folder / TOKENIZER} is of tokenizer {found['name']!r}, not {self.settings.name!r}")
+            self.settings = from_plain("tokenizer", found["settings"])
+            self.preparation = Preparation(getattr(self.settings, "prepare", None), found["state"].get("mappings", {}))
+            for name in self.saved:
+                setattr(self, name, found["state"][name])
+        except (KeyError, TypeError) as error:
+            raise FormatError(
+                f"{folder / TOKENIZER} is not the state of tokenizer {self.settings.name!r}: {error!r}"
+            ) from error
+        self.vocabulary = Vocabulary.load(folder)
+        self.prefix = load_prefix(folder)
+
+
+class TimelineTokenizer(FittedTokenizer):
+    """One timeline a subject, static rows as a prefix. Settings also have ``num_quantiles`` and ``static_codes``."""
+
+    saved: ClassVar[tuple[str, ...]] = ("breaks", "static_breaks", "interval_estimates")
+    births_are_events: bool = False
+    """Whether MEDS_BIRTH is in the timeline, too."""
+
+    def __init__(self, settings: Any):
+        if settings.num_quantiles < 2:
+            raise ConfigError(f"tokenizer.num_quantiles is {settings.num_quantiles}; it must be at least 2")
+        super().__init__(settings)
+        self.static_breaks: dict[str, list[float]] = {}
+        """As ``breaks``, for static codes with numbers."""
 
     @abc.abstractmethod
     def encode_timeline(self, parts: Parts, dtype: np.dtype) -> dict[str, Any]:
@@ -133,11 +183,6 @@ class TimelineTokenizer(abc.ABC):
             **self.encode_timeline(parts, dtype),
             **static_arrays(*static, size=len(rows.subject_id_S), dtype=dtype),
         )
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The type of tokens: the smaller one that holds the vocabulary."""
-        return np.dtype(np.uint16 if len(self.vocabulary) <= 1 << 16 else np.uint32)
 
     def code_id(self, code: str) -> int:
         """The token of a timeline code; UNK for one that has none."""
@@ -218,40 +263,6 @@ class TimelineTokenizer(abc.ABC):
             return int(self.vocabulary[f"{code}//Q1"])
         index: int = self.vocabulary.ids.get(code, -1)
         return index if index >= 0 and self.vocabulary.tokens[index].kind in ("static", "code") else -1
-
-    # -- state
-
-    def interval_days(self) -> dict[str, list[float | None]]:
-        """Per token for time the fewest and most days that it stands for; None: no most."""
-        return self.spacing.days()
-
-    def save(self, folder: Path) -> None:
-        """Write vocabulary.json, prefix.json and tokenizer.json."""
-        self.vocabulary.save(folder)
-        write_prefix(folder, self.prefix)
-        state = {name: getattr(self, name) for name in self.saved} | {"interval_days": self.interval_days()}
-        if mappings := self.preparation.state():
-            state["mappings"] = mappings
-        plain = self.preparation.portable(to_plain(self.settings))
-        found = {"name": self.settings.name, "settings": plain, "state": state}
-        write_json(folder / TOKENIZER, found)
-
-    def load(self, folder: Path) -> None:
-        """Read back what `save` wrote, settings included. Raises FormatError when it is another tokenizer's."""
-        found: dict[str, Any] = read_json(folder / TOKENIZER)
-        try:
-            if found["name"] != self.settings.name:
-                raise FormatError(f"{folder / TOKENIZER} is of tokenizer {found['name']!r}, not {self.settings.name!r}")
-            self.settings = from_plain("tokenizer", found["settings"])
-            self.preparation = Preparation(getattr(self.settings, "prepare", None), found["state"].get("mappings", {}))
-            for name in self.saved:
-                setattr(self, name, found["state"][name])
-        except (KeyError, TypeError) as error:
-            raise FormatError(
-                f"{folder / TOKENIZER} is not the state of tokenizer {self.settings.name!r}: {error!r}"
-            ) from error
-        self.vocabulary = Vocabulary.load(folder)
-        self.prefix = load_prefix(folder)
 
 
 def births(rows: stages.Records, found: stages.Records) -> np.ndarray:

@@ -82,7 +82,6 @@ class Summary:
 class Cehr(TimelineTokenizer):
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
-    config = CehrConfig
     saved = ("breaks", "static_breaks", "interval_estimates", "years")
 
     def __init__(self, settings: CehrConfig):

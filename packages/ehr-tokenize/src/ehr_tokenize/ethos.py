@@ -85,7 +85,6 @@ class Summary:
 class Ethos(TimelineTokenizer):
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
-    config = EthosConfig
     saved = ("breaks", "static_breaks", "interval_estimates", "dropped")
     spacing = SPACING
 

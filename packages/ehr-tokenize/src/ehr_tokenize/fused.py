@@ -85,7 +85,6 @@ class Summary:
 class Fused(TimelineTokenizer):
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
-    config = FusedConfig
     spacing = DELTA
 
     def __init__(self, settings: FusedConfig):
