@@ -55,7 +55,9 @@ def test_one_command_goes_from_nothing_to_a_report(demo):
     assert "in_hospital_mortality: held_out" in done.stdout
     output = report.parent
     for predictor in ("direct", "finetuned", "xgboost"):
-        predictions = pq.read_table(output / "predictions" / "in_hospital_mortality" / predictor / "predictions.parquet")
+        predictions = pq.read_table(
+            output / "predictions" / "in_hospital_mortality" / predictor / "predictions.parquet"
+        )
         assert {"subject_id", "prediction_time", "boolean_value", "predicted_boolean_probability"} <= set(
             predictions.column_names
         )

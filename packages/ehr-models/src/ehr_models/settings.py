@@ -8,11 +8,11 @@ class GPTConfig:
     """GPT-2's decoder without biases; the defaults are of a size for a laptop."""
 
     name: str = "gpt"
-    num_layers: int = 3
+    num_layers: int = 2
     """Transformer blocks."""
     num_heads: int = 4
     """Attention heads; ``width`` is a multiple of it."""
-    width: int = 96
+    width: int = 64
     """Width D of the hidden states."""
     mlp_ratio: int = 4
     """Width of the MLP's inner layer, as a multiple of ``width``; two thirds of it where one half gates the other."""

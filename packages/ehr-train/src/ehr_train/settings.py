@@ -16,9 +16,9 @@ class TrainConfig:
     """Micro-batches of ``batch_size`` rows before an optimizer step."""
     max_steps: int | None = None
     """Optimizer steps at most; None: ``max_epochs`` alone decides."""
-    max_epochs: int | None = 10
+    max_epochs: int | None = 4
     """Passes over the train split at most, in steps of the first one (others may be packed a little differently)."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     min_learning_rate_ratio: float = 0.1
     """Share of the learning rate that the cosine ends at."""
     warmup_steps: int | None = None
@@ -100,9 +100,12 @@ class FinetunedConfig:
     name: str = "finetuned"
     objective: str = "classification"
     """Labelled objective to train with."""
-    learning_rate: float = 3e-4
-    max_epochs: int = 8
-    patience: int = 3
+    learning_rate: float = 6e-4
+    max_epochs: int = 3
+    max_steps: int | None = None
+    """Optimizer steps at most; None: ``max_epochs`` alone decides."""
+    patience: int = 2
+    """Evaluations without a better tuning loss before training stops."""
     batch_size: int = 16
     """Rows a process works on at once."""
     weight_decay: float = 0.1

@@ -80,6 +80,7 @@ class Finetuned:
                 learning_rate=settings.learning_rate,
                 weight_decay=settings.weight_decay,
                 max_epochs=settings.max_epochs,
+                max_steps=settings.max_steps,
                 patience=settings.patience,
                 keep_epochs=0,
             ),
