@@ -106,7 +106,7 @@ def test_padded_ids_are_never_predicted_and_training_on_them_is_finite(model, pa
 
 
 def test_a_vocabulary_that_needs_no_padding_gets_none():
-    assert build(GPTConfig(), 128).lm_logits(torch.randn(3, 96)).shape == (3, 128)
+    assert build(GPTConfig(width=96), 128).lm_logits(torch.randn(3, 96)).shape == (3, 128)
 
 
 @pytest.mark.parametrize("segmented", [True, False])
