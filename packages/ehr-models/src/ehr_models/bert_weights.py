@@ -91,8 +91,8 @@ def import_bert(folder: Path | str, pad_vocab_to_multiple_of: int = 64) -> Bert:
         raise FormatError(f"{folder} is no saved BERT with config.json and model.safetensors: {error}") from error
     if found.get("model_type") != "bert" or found.get("hidden_act") not in ("gelu", "relu", "silu"):
         raise FormatError(f"{folder}/config.json is not of a BERT with gelu, relu or silu")
-    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    names += ("max_position_embeddings", "hidden_act", "type_vocab_size", "layer_norm_eps")
+    names = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
+    names += ["max_position_embeddings", "hidden_act", "type_vocab_size", "layer_norm_eps"]
     model = Bert(
         EhrBertConfig(
             **{name: found[name] for name in names},
