@@ -87,6 +87,7 @@ class Ethos(TimelineTokenizer):
 
     saved = ("breaks", "static_breaks", "interval_estimates", "dropped")
     spacing = SPACING
+    growable = True  # see `ehr_tokenize.grow`
 
     def __init__(self, settings: EthosConfig):
         super().__init__(settings)

@@ -1,0 +1,119 @@
+"""What a fitted vocabulary does on other records: what it does not cover is reported, and it can grow at its end."""
+
+import json
+
+import pytest
+from ehr_core.cli import run
+from ehr_core.errors import ConfigError
+from ehr_core.formats.vocabulary import Vocabulary
+from ehr_tokenize import coverage, grow
+
+FIRST = [
+    (1, None, "GENDER//F"),
+    *[(1, "2020-01-01", "LAB//K", float(n)) for n in range(8)],
+    *[(1, "2020-01-02", "ADMIT")] * 3,
+    (2, None, "GENDER//F"),
+]
+SECOND = [
+    (1, None, "GENDER//X"),
+    (1, None, "RACE//A"),
+    (1, "1990-01-01", "MEDS_BIRTH"),
+    *[(1, "2020-01-01", "LAB//K", 100.0 + n) for n in range(8)],
+    *[(1, "2020-01-01", "LAB//NEW", float(n)) for n in range(10, 18)],
+    *[(1, "2020-01-02", "PROC//X")] * 4,
+    (1, "2020-01-02", "PROC//ONCE"),
+    (1, "2020-01-02", "ADMIT"),
+    (2, None, "GENDER//X"),
+    (2, None, "RACE//A"),
+]
+
+
+@pytest.fixture
+def site(world, tmp_path):
+    """Tokenize a train shard; returns the store."""
+
+    def make(name, rows, *more, **splits):
+        meds = world.write_meds(tmp_path / f"meds-{name}", train=[rows], **splits)
+        settings = ["tokenizer.min_count=2", "tokenizer.num_quantiles=4"] if not more else []
+        arguments = ["source=meds", f"source.path={meds}", f"output={tmp_path / name}", *settings, *more]
+        run("ehr-tokenize", "tokenize", arguments)
+        return tmp_path / name
+
+    return make
+
+
+def content(store):
+    return json.loads((store / "manifest.json").read_text())["content"]
+
+
+def state(store):
+    return json.loads((store / "tokenizer.json").read_text())["state"]
+
+
+def test_growth_appends_and_leaves_everything_old_as_it_was(site, world):
+    old = site("old", FIRST)
+    new = site("new", SECOND, f"fitted={old}", "grow=true")
+    before, after = Vocabulary.load(old), Vocabulary.load(new)
+    assert after.tokens[: len(before)] == before.tokens
+    names = [token.token for token in after.tokens[len(before) :]]
+    assert {"GENDER//X", "RACE//UNKNOWN", "RACE//A", "LAB//NEW", "PROC//X", "AGE_TENS//3"} <= set(names)
+    assert "PROC//ONCE" not in names  # min_count is that of the old tokenizer
+    assert state(new)["breaks"]["LAB//K"] == state(old)["breaks"]["LAB//K"]
+    assert state(new)["breaks"]["LAB//NEW"] == [11.75, 13.5, 15.25]
+    assert state(new)["interval_estimates"] == state(old)["interval_estimates"]
+    found = world.Decoded.store(new)
+    assert found.tokens(1)[:4] == ["LAB//K", "Q4", "LAB//K", "Q4"]
+    assert found.tokens(1)[16:20] == ["LAB//NEW", "Q1", "LAB//NEW", "Q1"]
+    assert found.prefix(1, "2020-01-03") == ["GENDER//X", "RACE//A", "AGE_TENS//3", "AGE_UNITS//0"]
+    assert content(new)["splits"]["train"]["unk"] == 1
+
+
+def test_a_store_made_before_the_growth_means_the_same_afterwards(site, world):
+    old = site("old", FIRST)
+    new = site("new", SECOND, f"fitted={old}", "grow=true")
+    again = site("again", FIRST, f"fitted={new}")
+    assert world.Decoded.store(again).tokens(1) == world.Decoded.store(old).tokens(1)
+    assert (again / "train" / "0.safetensors").stat().st_size == (old / "train" / "0.safetensors").stat().st_size
+
+
+def test_without_growth_new_codes_are_unk_and_reported_by_prefix(site):
+    old = site("old", FIRST)
+    used = site("used", SECOND, f"fitted={old}")
+    assert (used / "vocabulary.json").read_bytes() == (old / "vocabulary.json").read_bytes()
+    found = content(used)["coverage"]["train"]
+    assert found["LAB"] == {"events": 16, "unk_events": 8, "codes": 2, "unk_codes": 1}
+    assert found["PROC"] == {"events": 5, "unk_events": 5, "codes": 2, "unk_codes": 2}
+    assert sum(prefix["unk_events"] for prefix in found.values()) == content(used)["splits"]["train"]["unk"] == 13
+    assert sum(prefix["events"] for prefix in found.values()) == len(SECOND)
+
+
+def test_rare_prefixes_are_not_named():
+    codes = {"LAB//A": (10, 0), "Anna Smith": (1, 1), "came back": (4, 4)}
+    assert coverage.by_prefix(codes) == {
+        "LAB": {"events": 10, "unk_events": 0, "codes": 1, "unk_codes": 0},
+        "(other)": {"events": 5, "unk_events": 5, "codes": 2, "unk_codes": 2},
+    }
+
+
+def test_growing_twice_with_the_same_records_changes_nothing_more(site):
+    old = site("old", FIRST)
+    new = site("new", SECOND, f"fitted={old}", "grow=true")
+    more = site("more", SECOND, f"fitted={new}", "grow=true")
+    assert (more / "vocabulary.json").read_bytes() == (new / "vocabulary.json").read_bytes()
+    assert state(more) == state(new)
+
+
+def test_only_a_fitted_tokenizer_that_can_grow_grows(site):
+    with pytest.raises(ConfigError, match="give fitted=STORE"):
+        site("x", FIRST, "grow=true")
+
+    class Fixed:
+        pass
+
+    with pytest.raises(ConfigError, match="Fixed cannot grow"):
+        grow.check_growable(Fixed())
+
+
+def test_lists_of_names_grow_and_lists_of_numbers_stay():
+    old, new = {"dropped": ["A"], "edges": [1.0]}, {"dropped": ["B", "OLD"], "edges": [2.0], "more": 1}
+    assert grow._joined(old, new, {"OLD"}) == {"dropped": ["A", "B"], "edges": [1.0], "more": 1}
