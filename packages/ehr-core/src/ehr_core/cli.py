@@ -77,19 +77,24 @@ def show_plugins(arguments: list[str]) -> int:
     return int(broken)
 
 
-def program(name: str, distribution: str, default: str, *others: str) -> Callable[[], int]:
-    """The entry point of a console script whose first word may choose one of several commands."""
+def program(name: str, distribution: str, default: str, *others: str, **words: str) -> Callable[[], int]:
+    """The entry point of a console script whose first word may choose one of several commands.
+
+    ``others`` are commands that are called by their name; ``words`` gives a command another word in this script, so
+    that two scripts may each have their own ``inspect``.
+    """
+    chosen = {command: command for command in (default, *others) if command} | words
 
     def entry() -> int:
         arguments = sys.argv[1:]
         if arguments[:1] in (["-V"], ["--version"]):
             print(f"{distribution} {installed_version(distribution)}")
             return 0
-        command = arguments.pop(0) if arguments[:1] and arguments[0] in (default, *others) else default
+        command = chosen[arguments.pop(0)] if arguments[:1] and arguments[0] in chosen else default
         if not command:
             word = f"{arguments[0]!r} is not one of" if arguments and "=" not in arguments[0] else "say one of"
             helping = arguments[:1] in ([], ["-h"], ["--help"])
-            print(f"{'usage: ' if helping else ''}{name}: {word} {', '.join(others)}", file=sys.stderr)
+            print(f"{'usage: ' if helping else ''}{name}: {word} {', '.join(chosen)}", file=sys.stderr)
             return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
         return guarded(name, lambda rest: run(name, command, rest), arguments)
 
@@ -97,14 +102,22 @@ def program(name: str, distribution: str, default: str, *others: str) -> Callabl
 
 
 def run(name: str, command: str, arguments: list[str]) -> int:
-    """Run one command with overrides: --help, --cfg, -m and key=value."""
+    """Run one command with overrides: --help, --cfg, -m and key=value.
+
+    Settings that the command's dataclass names in ``positional: ClassVar[tuple[str, ...]]`` may be given in that order
+    without their names; such a command also takes ``--key value`` and ``--key=value`` for ``key=value``.
+    """
     from ehr_core import config
 
+    component = registry().get("command", command)
+    positional: tuple[str, ...] = getattr(component.config, "positional", ())
     if {"-h", "--help"} & set(arguments):
-        summary = registry().get("command", command).summary
-        print(f"usage: {name} [key=value ...]\n\n{summary}\n\n{config.describe(command)}")
+        places = "".join(f"{place.upper()} " for place in positional)
+        print(f"usage: {name} {places}[key=value ...]\n\n{component.summary}\n\n{config.describe(command)}")
         print("\n  --cfg            print the settings and stop\n  -m, --multirun   one run for each of a=1,2,3")
         return 0
+    if positional:
+        arguments = _named(arguments, positional, component.config)
     multirun = bool({"-m", "--multirun"} & set(arguments))
     overrides = [a for a in arguments if a not in ("-m", "--multirun", "--cfg")]
     flags = [a for a in overrides if a.startswith("-")]
@@ -118,8 +131,34 @@ def run(name: str, command: str, arguments: list[str]) -> int:
 
         print(OmegaConf.to_yaml(composed), end="")
         return 0
-    result = registry().load("command", command)(config.to_settings(composed))
+    result = component.load()(config.to_settings(composed))
     return result if isinstance(result, int) else 0
+
+
+def _named(arguments: list[str], positional: Sequence[str], settings: Any) -> list[str]:
+    """The arguments as key=value, where a place or an option stands for a key. Raises ConfigError for one too many."""
+    names = {field.name for field in dataclasses.fields(settings)}
+    found, places, rest = [], list(positional), list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        key, equals, value = argument.removeprefix("--").partition("=")
+        key = key.replace("-", "_")
+        if argument.startswith("--") and key in names:
+            if not equals and not rest:
+                raise ConfigError(f"{argument} needs a value: {argument}=VALUE")
+            found.append(f"{key}={_quoted(value if equals else rest.pop(0))}")
+        elif "=" in argument or argument.startswith(("-", "~")):
+            found.append(argument)
+        elif places:
+            found.append(f"{places.pop(0)}={_quoted(argument)}")
+        else:
+            raise ConfigError(f"{argument!r} is one too many; expected {' '.join(positional)}, then key=value")
+    return found
+
+
+def _quoted(value: str) -> str:
+    """A value that the parser of overrides takes as it is, whatever signs a path has."""
+    return "'" + value.replace("'", "\\'") + "'"
 
 
 def _multirun(name: str, command: str, overrides: list[str]) -> int:
