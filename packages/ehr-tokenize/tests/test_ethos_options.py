@@ -86,8 +86,9 @@ def test_a_static_value_may_stay_in_the_timeline_with_one_meaning_for_its_number
     train = [
         (subject, "2020-01-01 00:00", "BMI", value) for subject, value in enumerate((20.0, 22.0, 30.0, 40.0), start=1)
     ]
+    train.append((5, None, "BMI", 100.0))  # counts for the breaks of both
     tokenizer = fitted(world, train, static_too=["BMI"], numbers={"BMI": "fused"})
-    rows = [(7, "2020-01-01 00:00", "BMI", 25.0), (7, "2021-01-01 00:00", "BMI", 50.0)]
+    rows = [(7, "2020-01-01 00:00", "BMI", 28.0), (7, "2021-01-01 00:00", "BMI", 50.0)]
     table = tokenizer.encode(world.frame(rows))
     decoded = world.Decoded(tokenizer.vocabulary, tokenizer.prefix, [table])
     assert [t for t in decoded.tokens(7) if "mt" not in t] == ["BMI//Q2", "BMI//Q4"]
