@@ -1,13 +1,13 @@
-"""One training step of ``gpt`` with experts against ``gpt`` of the same active parameters, and the objective's share.
+"""One training step of ``gpt`` with experts against ``gpt`` of the same active parameters.
 
     python benchmarks/moe_step.py              4 experts, two a token; 4 layers, width 256, 8 x 512 tokens
     python benchmarks/moe_step.py --quick      a few seconds, for trying the script out
 
-A token meets ``top_k`` experts of 8/3 times the width, each of three matrices: as many numbers as an MLP of two matrices
-of 4 * top_k times the width, which is the dense model. It has the same attention, objective and optimizer; the model
-with experts has more parameters to optimize, and that is in its time. Both are stepped in turn in one process; the ratio
-is the median over the rounds. Time is CPU time of the process on CPU, wall time on CUDA. Aim: at most 1.25; the
-original implementation of EHR_FM took 1.58 on the same shape.
+A token meets ``top_k`` experts of 8/3 times the width, each of three matrices: as many numbers as an MLP of two
+matrices of 4 * top_k times the width, which is the dense model. It has the same attention, objective and optimizer; the
+model with experts has more parameters to optimize, and that is in its time. Both are stepped in turn in one process;
+the ratio is the median over the rounds. Time is CPU time of the process on CPU, wall time on CUDA. Aim: at most 1.25;
+EHR_FM's own implementation took 1.58 times its dense model on this shape.
 """
 
 import argparse

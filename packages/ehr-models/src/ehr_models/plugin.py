@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from ehr_core import Component, hookimpl
 
 from ehr_models.bert_settings import BertConfig, MaskedConfig
+from ehr_models.hf_settings import HFConfig
 from ehr_models.settings import ClassificationConfig, GPTConfig, NextTokenConfig
 
 
@@ -21,6 +22,12 @@ def ehr_models() -> Iterator[Component]:
         target="ehr_models.bert:build",
         config=BertConfig,
         summary="BERT's encoder with columns such as age and visit, exact on packed rows",
+    )
+    yield Component(
+        name="hf",
+        target="ehr_models.hf:build",
+        config=HFConfig,
+        summary="Any causal or masked architecture of transformers by name, offline, exact on packed rows",
     )
 
 
