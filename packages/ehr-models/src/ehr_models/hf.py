@@ -157,7 +157,7 @@ class HFModel(EhrModel):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = False
     ) -> nn.Embedding:
-        """Make the vocabulary ``new_num_tokens`` long; rows that stay keep every bit, new ones are drawn as at first."""
+        """Make the vocabulary ``new_num_tokens`` long; rows that stay keep every bit, new ones start as at first."""
         config = self.config
         config.pad_vocab_to_multiple_of = pad_to_multiple_of or config.pad_vocab_to_multiple_of
         config.vocab_size = new_num_tokens or config.vocab_size
