@@ -91,5 +91,6 @@ class LayerCache:
     def _allocate(self, k_GHTC: Tensor) -> None:
         _, H, _, C = k_GHTC.shape
         # Zeros, not what is lying around: a hidden position has weight 0, and 0 times NaN would be NaN.
-        self.key, self.value = (k_GHTC.new_zeros(self.cache.rows, H, self.cache.length, C) for _ in range(2))
+        size = (self.cache.rows, H, self.cache.length, C)
+        self.key, self.value = (torch.zeros(size, dtype=k_GHTC.dtype, device=k_GHTC.device) for _ in range(2))
         self.empty = False

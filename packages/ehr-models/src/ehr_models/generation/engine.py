@@ -196,7 +196,7 @@ class _Work:
         self.cache.copy([one.row] * number, row_N, length)
         self.rows.start(row_N, [Under(prompt, draw, length) for draw in draw_N], keys.to(self.device))
         at = torch.tensor(row_N, device=self.device)
-        self.rows.advance(one.logits_1P.expand(number, -1), self.sampler, at)
+        self.rows.advance(one.logits_1P.repeat(number, 1), self.sampler, at)
 
     @torch.inference_mode()
     def run(self) -> None:

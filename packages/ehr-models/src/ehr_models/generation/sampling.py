@@ -55,17 +55,19 @@ class Sampler:
     def __init__(self, settings: GenerationConfig, never: list[int], size: int, rows: int, device: torch.device):
         self.temperature, self.top_k, self.top_p = settings.temperature, settings.top_k, settings.top_p
         self.gumbel = Gumbel(rows, size, device)
-        self.bias_P = torch.zeros(size, device=device)
-        self.bias_P[never] = -torch.inf
+        self.never = torch.tensor(never, dtype=torch.int64, device=device)
 
     def __call__(self, logits_RP: Tensor, key_R: Tensor, step_R: Tensor) -> Tensor:
-        """(R,) int64 tokens; what is not allowed has probability 0."""
+        """(R,) int64 tokens; what is not allowed has probability 0. The logits may be overwritten."""
         scores_RP = self.scores(logits_RP)
         return scores_RP.sub_(self.gumbel.negated(key_R, step_R)).argmax(-1)
 
     def scores(self, logits_RP: Tensor) -> Tensor:
-        """(R, P) float32: logits of the distribution that is drawn from; minus infinity for what is left out."""
-        scores_RP = logits_RP.float() + self.bias_P
+        """(R, P) float32: logits of the distribution that is drawn from; minus infinity for what is left out.
+
+        In the place of ``logits_RP`` where these are float32.
+        """
+        scores_RP = logits_RP.float().index_fill_(1, self.never, -torch.inf)
         if self.temperature != 1.0:
             scores_RP /= self.temperature
         if 0 < self.top_k < scores_RP.shape[1]:
