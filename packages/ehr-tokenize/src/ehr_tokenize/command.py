@@ -176,7 +176,7 @@ class Run:
             splits[job.shard.split].update({"shards": 1, **record["counts"]})
             treated[job.shard.split].update(record["treated"])
             codes[job.shard.split] = coverage.total([codes[job.shard.split], record["codes"]])
-        names = {code for found in codes.values() for code in found}
+        codes["all"] = coverage.total(codes.values())
         facts = metadata.dataset_facts(meds)
         return {
             "vocabulary": tokenizer.vocabulary.digest,
@@ -187,7 +187,7 @@ class Run:
             "coverage": {split: coverage.by_prefix(found) for split, found in codes.items()},
             "metadata": {
                 "missing": metadata.missing(meds),
-                "codes_not_described": metadata.codes_without_metadata(meds, names),
+                "codes_not_described": metadata.codes_without_metadata(meds, codes["all"]),
                 "subjects_without_split": unnamed,
             },
             "dataset": {name: str(facts[name]) for name in ("dataset_name", "etl_name") if name in facts},

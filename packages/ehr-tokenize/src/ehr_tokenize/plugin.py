@@ -9,6 +9,7 @@ from ehr_core.cli import program
 from omegaconf import MISSING
 
 from ehr_tokenize.prepare_settings import PrepareConfig
+from ehr_tokenize.store_settings import ExportHFConfig, InspectConfig
 from ehr_tokenize.synthetic.settings import SyntheticConfig
 
 
@@ -181,6 +182,18 @@ def ehr_commands() -> Iterator[Component]:
         config=TokenizeConfig,
         summary="Turn a MEDS dataset into a token store",
     )
+    yield Component(
+        name="inspect-store",
+        target="ehr_tokenize.inspect_store:inspect",
+        config=InspectConfig,
+        summary="What is in a token store, as text and as a page with pictures",
+    )
+    yield Component(
+        name="export-hf",
+        target="ehr_tokenize.export:export_hf",
+        config=ExportHFConfig,
+        summary="Write a token store's vocabulary as a tokenizer that transformers loads",
+    )
 
 
-main = program("ehr-tokenize", "ehr-tokenize", "tokenize")
+main = program("ehr-tokenize", "ehr-tokenize", "tokenize", "export-hf", inspect="inspect-store")
