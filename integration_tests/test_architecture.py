@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -145,7 +146,8 @@ def test_listing_plugins_imports_nothing_heavy():
         "loaded = [p.name for p in registry().plugins if not p.error]; "
         f"print(json.dumps([loaded, [m for m in {HEAVY!r} if m in sys.modules]]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    installed = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "EHR_PLUGINS")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=installed)
     loaded, heavy = json.loads(done.stdout)
     assert heavy == []
     assert len(loaded) >= len(SOURCES), f"only {loaded} loaded, of {', '.join(SOURCES)}"
