@@ -1,0 +1,1 @@
+"""Configurable timelines of hospitalizations, for the ehr workbench."""
