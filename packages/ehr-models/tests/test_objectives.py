@@ -157,7 +157,7 @@ def test_prediction_is_deterministic_although_training_drops(model, pack, window
 
 
 def test_wrong_pooling_and_batches_without_samples_are_clear_errors(model, pack, windows):
-    with pytest.raises(ConfigError, match=r"objective.pooling is 'first'; allowed: last, mean"):
+    with pytest.raises(ConfigError, match=r"objective.pooling is 'first'; allowed: last, cls, mean, attention"):
         head("first")
     batch = pack(windows(5))
     with pytest.raises(DataError, match="no labels"):

@@ -5,6 +5,13 @@ from collections.abc import Iterator
 from ehr_core import Component, hookimpl
 
 from ehr_models.bert_settings import BertConfig, MaskedConfig
+from ehr_models.head_settings import (
+    MulticlassConfig,
+    MultilabelConfig,
+    RegressionConfig,
+    SurvivalConfig,
+    TimeToEventConfig,
+)
 from ehr_models.hf_settings import HFConfig
 from ehr_models.settings import ClassificationConfig, GPTConfig, NextTokenConfig
 
@@ -50,4 +57,23 @@ def ehr_objectives() -> Iterator[Component]:
         target="ehr_models.objectives.classification:Classification",
         config=ClassificationConfig,
         summary="Predict a binary label at the prediction time; fine-tunes the whole model",
+    )
+    for name, config, summary in (
+        ("multiclass", MulticlassConfig, "Predict one of several classes at the prediction time"),
+        ("multilabel", MultilabelConfig, "Predict several binary labels at the prediction time"),
+        ("regression", RegressionConfig, "Predict a number and its spread at the prediction time"),
+    ):
+        target = f"ehr_models.objectives.classification:{name.capitalize()}"
+        yield Component(name=name, target=target, config=config, summary=summary)
+    yield Component(
+        name="survival",
+        target="ehr_models.objectives.survival:Survival",
+        config=SurvivalConfig,
+        summary="Predict when an event comes, by discrete hazards; exact under censoring",
+    )
+    yield Component(
+        name="time_to_event",
+        target="ehr_models.objectives.survival:TimeToEvent",
+        config=TimeToEventConfig,
+        summary="Predict when an event comes, by a piecewise constant hazard; MOTOR's loss",
     )

@@ -62,4 +62,5 @@ class ClassificationConfig:
     dropout: float = 0.1
     """Dropout before the head, in training only."""
     pooling: str = "last"
-    """``last``: the state of a sample's last visible token; ``mean``: the mean over all of its visible tokens."""
+    """``last``: the state of a sample's last visible token; ``cls``: of its first; ``mean``: the mean over all of its
+    visible tokens; ``attention``: a mean with learned weights."""

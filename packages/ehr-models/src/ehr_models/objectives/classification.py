@@ -1,67 +1,107 @@
-"""``classification``: the probability of a binary label, from the hidden states up to the prediction time.
+"""``classification``, ``multiclass``, ``multilabel``, ``regression``: heads for labels that are known at once.
 
-Shapes: B rows, T positions, D width, N samples. A row may hold several samples.
+Shapes: N samples, K classes or labels.
 """
 
-from typing import Any
-
 import torch
-from ehr_core.batch import Batch, Loss
 from ehr_core.errors import ConfigError, DataError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ehr_models.objectives import with_auxiliary
+from ehr_models.head_settings import MulticlassConfig, MultilabelConfig, RegressionConfig
+from ehr_models.heads import SampleObjective, number_of
 from ehr_models.settings import ClassificationConfig
 
-POOLINGS = ("last", "mean")
 
-
-class Classification(nn.Module):
-    """Dropout and one linear unit on a sample's pooled hidden state."""
-
-    labelled = True
+class Classification(SampleObjective):
+    """The probability of a binary label; binary cross-entropy."""
 
     def __init__(self, settings: ClassificationConfig, width: int):
-        super().__init__()
-        if settings.pooling not in POOLINGS:
-            raise ConfigError(f"objective.pooling is {settings.pooling!r}; allowed: {', '.join(POOLINGS)}")
-        self.pooling = settings.pooling
-        self.dropout = nn.Dropout(settings.dropout)
-        self.head = nn.Linear(width, 1)
-        nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        super().__init__(settings, width, 1)
 
-    def loss(self, model: Any, batch: Batch) -> Loss:
-        """Sum of the binary cross-entropies in float32, and the number of samples."""
-        logit_N, losses = self._logits(model, batch)
-        if batch.label_N is None:
-            raise DataError("the batch has no labels; classification needs a loader with a task's labels")
-        total = functional.binary_cross_entropy_with_logits(logit_N, batch.label_N.float(), reduction="sum")
-        return with_auxiliary(total, torch.full_like(total, logit_N.numel()).detach(), losses)
+    def total(self, output_NO: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Over samples."""
+        self.check_labels(label_N, [(len(output_NO),)])
+        total = functional.binary_cross_entropy_with_logits(output_NO[:, 0], label_N, reduction="sum")
+        return total, number_of(label_N)
 
-    def predict(self, model: Any, batch: Batch) -> Tensor:
-        """Probabilities (N,) float32."""
-        return torch.sigmoid(self._logits(model, batch)[0])
-
-    def _logits(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]] | None]:
-        if batch.last_N is None:
-            raise DataError("the batch does not say where its samples end; classification needs last_N")
-        output = model(**batch.inputs())
-        hidden_BTD = output.last_hidden_state
-        if self.pooling == "last":
-            pooled_ND = hidden_BTD.flatten(0, 1)[batch.last_N]
-        else:
-            pooled_ND = mean_to_last(hidden_BTD, batch.segment_BT, batch.last_N)
-        return self.head(self.dropout(pooled_ND)).squeeze(-1).float(), output.losses
+    def probability(self, output_NO: Tensor) -> Tensor:
+        """Of label 1."""
+        return output_NO[:, 0].sigmoid()
 
 
-def mean_to_last(hidden_BTD: Tensor, segment_BT: Tensor, last_N: Tensor) -> Tensor:
-    """(N, D): for each sample the mean of the hidden states of its segment up to its last visible token."""
-    T = segment_BT.shape[1]
-    segment = segment_BT.flatten()
-    place = torch.arange(segment.numel(), device=segment.device)
-    same_row = place // T == (last_N // T)[:, None]
-    seen = same_row & (segment == segment[last_N][:, None]) & (place <= last_N[:, None])
-    weight = seen.to(hidden_BTD.dtype) / seen.sum(1, keepdim=True)
-    return weight @ hidden_BTD.flatten(0, 1)
+class Multiclass(SampleObjective):
+    """The probabilities of K classes; cross-entropy."""
+
+    def __init__(self, settings: MulticlassConfig, width: int):
+        if settings.num_classes < 2 or not 0 <= settings.positive < settings.num_classes:
+            raise ConfigError(
+                f"objective: num_classes is {settings.num_classes} and positive is {settings.positive}; "
+                "there must be at least 2 classes, and the positive one is counted from 0"
+            )
+        super().__init__(settings, width, settings.num_classes)
+
+    def total(self, output_NO: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Over samples."""
+        self.check_labels(label_N, [(len(output_NO),)])
+        K, class_N = output_NO.shape[1], label_N.long()
+        # Elsewhere a look at the values would wait for the device, and its kernel checks them itself.
+        if label_N.device.type == "cpu" and not ((class_N == label_N) & (class_N >= 0) & (class_N < K)).all():
+            raise DataError(f"multiclass labels must be whole numbers from 0 to {K - 1} (objective.num_classes={K})")
+        return functional.cross_entropy(output_NO, class_N, reduction="sum"), number_of(label_N)
+
+    def probabilities(self, output_NO: Tensor) -> Tensor:
+        """(N, K), of all classes."""
+        return output_NO.softmax(-1)
+
+    def probability(self, output_NO: Tensor) -> Tensor:
+        """Of the class ``positive``."""
+        return self.probabilities(output_NO)[:, self.settings.positive]
+
+
+class Multilabel(SampleObjective):
+    """The probabilities of K binary labels; the sum of their binary cross-entropies, without those that are NaN."""
+
+    def __init__(self, settings: MultilabelConfig, width: int):
+        if not 0 <= settings.positive < settings.num_labels:
+            raise ConfigError(
+                f"objective: num_labels is {settings.num_labels} and positive is {settings.positive}; "
+                "there must be at least 1 label, and the positive one is counted from 0"
+            )
+        super().__init__(settings, width, settings.num_labels)
+
+    def total(self, output_NO: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Over samples and labels that are known."""
+        N, K = output_NO.shape
+        self.check_labels(label_N, [(N, K), *([(N,)] if K == 1 else [])])
+        label_NK = label_N.view(N, K)
+        known_NK = ~label_NK.isnan()
+        each_NK = functional.binary_cross_entropy_with_logits(output_NO, label_NK.nan_to_num(0.0), reduction="none")
+        return torch.where(known_NK, each_NK, 0.0).sum(), known_NK.sum().float()
+
+    def probabilities(self, output_NO: Tensor) -> Tensor:
+        """(N, K), of all labels."""
+        return output_NO.sigmoid()
+
+    def probability(self, output_NO: Tensor) -> Tensor:
+        """Of the label ``positive``."""
+        return self.probabilities(output_NO)[:, self.settings.positive]
+
+
+class Regression(SampleObjective):
+    """A number with a normal error; the negative log-likelihood, with one width for all samples."""
+
+    def __init__(self, settings: RegressionConfig, width: int):
+        super().__init__(settings, width, 1)
+        self.log_sigma = nn.Parameter(torch.zeros(()))
+
+    def total(self, output_NO: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Over samples."""
+        self.check_labels(label_N, [(len(output_NO),)])
+        variance_N = (2 * self.log_sigma).exp().expand_as(label_N)
+        total = functional.gaussian_nll_loss(output_NO[:, 0], label_N, variance_N, full=True, reduction="sum")
+        return total, number_of(label_N)
+
+    def probability(self, output_NO: Tensor) -> Tensor:
+        """Of a value above the threshold."""
+        return torch.special.ndtr((output_NO[:, 0] - self.settings.threshold) * torch.exp(-self.log_sigma))

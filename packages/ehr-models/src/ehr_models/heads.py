@@ -1,0 +1,114 @@
+"""What objectives with labels share: from the hidden states of a batch to one vector a sample, and the head on it.
+
+Shapes: B rows, T positions, D width, N samples, O outputs of a head. A row may hold several samples.
+"""
+
+from typing import Any
+
+import torch
+from ehr_core.batch import Batch, Loss
+from ehr_core.errors import ConfigError, DataError
+from torch import Tensor, nn
+
+from ehr_models.objectives import with_auxiliary
+
+POOLINGS = ("last", "cls", "mean", "attention")
+
+
+def seen_by(segment_BT: Tensor, last_N: Tensor) -> Tensor:
+    """(N, B*T) bool: for each sample the positions of its segment up to its last visible token."""
+    T = segment_BT.shape[1]
+    segment = segment_BT.flatten()
+    place = torch.arange(segment.numel(), device=segment.device)
+    same_row = place // T == (last_N // T)[:, None]
+    return same_row & (segment == segment[last_N][:, None]) & (place <= last_N[:, None])
+
+
+class Pooling(nn.Module):
+    """One vector (N, D) a sample: its last visible token, its first, the mean, or a mean with learned weights."""
+
+    def __init__(self, kind: str, width: int):
+        super().__init__()
+        if kind not in POOLINGS:
+            raise ConfigError(f"objective.pooling is {kind!r}; allowed: {', '.join(POOLINGS)}")
+        self.kind = kind
+        self.query = nn.Linear(width, 1, bias=False) if kind == "attention" else None
+        if self.query is not None:
+            nn.init.zeros_(self.query.weight)  # starts as the mean
+
+    def forward(self, hidden_BTD: Tensor, segment_BT: Tensor, last_N: Tensor) -> Tensor:
+        """(B, T, D) to (N, D)."""
+        hidden = hidden_BTD.flatten(0, 1)
+        if self.kind == "last":
+            return hidden[last_N]
+        seen = seen_by(segment_BT, last_N)
+        if self.kind == "cls":
+            return hidden[seen.byte().argmax(1)]
+        if self.query is None:
+            return (seen.to(hidden.dtype) / seen.sum(1, keepdim=True)) @ hidden
+        score = self.query(hidden).squeeze(-1).float()
+        weight = torch.where(seen, score, -torch.inf).softmax(-1)
+        return weight.to(hidden.dtype) @ hidden
+
+
+class SampleObjective(nn.Module):
+    """Base of objectives with labels: pooling, dropout and a linear head. A subclass has `total` and `probability`."""
+
+    labelled = True
+
+    def __init__(self, settings: Any, width: int, outputs: int):
+        super().__init__()
+        if not 0 <= settings.dropout < 1:
+            raise ConfigError(f"objective.dropout is {settings.dropout}; it must be at least 0 and below 1")
+        self.settings = settings
+        self.pooling = Pooling(settings.pooling, width)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.head = nn.Linear(width, outputs)
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def total(self, output_NO: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the losses in float32, and the number of what it sums over."""
+        raise NotImplementedError
+
+    def probability(self, output_NO: Tensor) -> Tensor:
+        """(N,) float32."""
+        raise NotImplementedError
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        """Sum and count over the samples of a batch. Raises DataError for a batch without fitting labels."""
+        if batch.label_N is None:
+            raise DataError(f"the batch has no labels; {self.settings.name} needs a loader with a task's labels")
+        output_NO, found = self.outputs(model, batch)
+        with torch.autocast(output_NO.device.type, enabled=False):
+            total, count = self.total(output_NO, batch.label_N.float())
+        return with_auxiliary(total, count.detach(), found.losses, getattr(found, "metrics", None))
+
+    def predict(self, model: Any, batch: Batch) -> Tensor:
+        """Probabilities (N,) float32."""
+        output_NO, _ = self.outputs(model, batch)
+        with torch.autocast(output_NO.device.type, enabled=False):
+            return self.probability(output_NO)
+
+    def outputs(self, model: Any, batch: Batch) -> tuple[Tensor, Any]:
+        """(N, O) float32 from the head, and the model's output."""
+        if batch.last_N is None:
+            raise DataError(f"the batch does not say where its samples end; {self.settings.name} needs last_N")
+        found = model(**batch.inputs())
+        pooled_ND = self.pooling(found.last_hidden_state, batch.segment_BT, batch.last_N)
+        return self.transform(self.head(self.dropout(pooled_ND))), found
+
+    def transform(self, head_NO: Tensor) -> Tensor:
+        """What the head gives, in float32."""
+        return head_NO.float()
+
+    def check_labels(self, label: Tensor, shapes: list[tuple[int, ...]]) -> None:
+        """Raise DataError for labels whose shape is none of these."""
+        if tuple(label.shape) not in shapes:
+            allowed = " or ".join(str(shape) for shape in shapes)
+            raise DataError(f"{self.settings.name} got labels of shape {tuple(label.shape)}; expected {allowed}")
+
+
+def number_of(label: Tensor) -> Tensor:
+    """How many samples, as a scalar like the labels."""
+    return label.new_tensor(float(len(label)))

@@ -1,0 +1,256 @@
+"""Objectives with labels against hand computation, scikit-learn and lifelines."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from ehr_core.errors import ConfigError, DataError
+from ehr_models.head_settings import (
+    MulticlassConfig,
+    MultilabelConfig,
+    RegressionConfig,
+    SurvivalConfig,
+    TimeToEventConfig,
+)
+from ehr_models.heads import POOLINGS, Pooling
+from ehr_models.objectives.classification import Classification, Multiclass, Multilabel, Regression
+from ehr_models.objectives.survival import Survival, TimeToEvent
+from ehr_models.settings import ClassificationConfig
+
+WIDTH = 8
+BUILDERS = {
+    "classification": lambda **s: Classification(ClassificationConfig(**s), WIDTH),
+    "multiclass": lambda **s: Multiclass(MulticlassConfig(**s), WIDTH),
+    "multilabel": lambda **s: Multilabel(MultilabelConfig(**s), WIDTH),
+    "regression": lambda **s: Regression(RegressionConfig(**s), WIDTH),
+    "survival": lambda **s: Survival(SurvivalConfig(**s), WIDTH),
+    "time_to_event": lambda **s: TimeToEvent(TimeToEventConfig(**s), WIDTH),
+}
+
+
+def total(objective, output, labels):
+    found, count = objective.total(output, torch.as_tensor(labels, dtype=torch.float32))
+    return found.item(), count.item()
+
+
+def cohort(number=400, censored_after=300.0, seed=0):
+    """Days and events of an exponential cohort, in whole days so that bins have borders that are met."""
+    random = np.random.default_rng(seed)
+    day, censored = random.exponential(200.0, number), random.uniform(0, censored_after, number)
+    return np.ceil(np.minimum(day, censored)), (day <= censored).astype(float)
+
+
+# -- pooling
+
+
+@pytest.mark.parametrize("kind", POOLINGS)
+def test_a_pooled_vector_depends_on_what_its_sample_may_see_and_on_nothing_else(kind):
+    pooling = Pooling(kind, WIDTH)
+    if pooling.query is not None:
+        torch.nn.init.normal_(pooling.query.weight)
+    hidden = torch.randn(2, 10, WIDTH, requires_grad=True)
+    segment = torch.tensor([[1] * 4 + [2] * 5 + [0], [1] * 10])
+    last = torch.tensor([6, 19])
+    pooled = pooling(hidden, segment, last)
+    (gradient,) = torch.autograd.grad(pooled[0].sum(), hidden)
+    touched = gradient.abs().sum(-1).flatten().nonzero().flatten().tolist()
+    assert touched == {"last": [6], "cls": [4]}.get(kind, [4, 5, 6])
+    seen = hidden[0, 4:7]
+    expected = {"last": seen[2], "cls": seen[0], "mean": seen.mean(0)}
+    if pooling.query is not None:
+        expected["attention"] = (seen @ pooling.query.weight[0]).softmax(0) @ seen
+    torch.testing.assert_close(pooled[0], expected[kind])
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_every_objective_trains_with_every_pooling_on_packed_rows(name, pooling, model, pack, windows):
+    objective = type(BUILDERS[name]())(BUILDERS[name]().settings.__class__(pooling=pooling), 32)
+    batch = pack(windows(10, 25), windows(7), labels=[1.0, 0.0, 1.0])
+    found = objective.loss(model, batch)
+    found.total.backward()
+    assert found.total.isfinite()
+    assert found.total.dtype == torch.float32
+    assert all(weight.grad is not None and weight.grad.any() for weight in objective.parameters() if weight.ndim > 1)
+    assert all(weight.grad is not None for weight in objective.parameters())
+    chance = objective.eval().predict(model, batch)
+    assert chance.shape == (3,)
+    assert ((chance > 0) & (chance < 1)).all()
+
+
+# -- labels that are known at once
+
+
+def test_multiclass_loss_is_the_log_loss_of_scikit_learn():
+    from sklearn.metrics import log_loss
+
+    objective = BUILDERS["multiclass"](num_classes=4, positive=2)
+    output, labels = torch.randn(30, 4), np.random.default_rng(0).integers(0, 4, 30)
+    probability = objective.probabilities(output)
+    expected = log_loss(labels, probability.numpy(), labels=range(4), normalize=False)
+    assert total(objective, output, labels) == (pytest.approx(expected, rel=1e-5), 30)
+    assert torch.equal(objective.probability(output), probability[:, 2])
+
+
+def test_multilabel_loss_is_the_sum_over_labels_that_are_known():
+    from sklearn.metrics import log_loss
+
+    objective = BUILDERS["multilabel"](num_labels=3, positive=1)
+    output = torch.randn(30, 3)
+    labels = np.random.default_rng(0).integers(0, 2, (30, 3)).astype(np.float32)
+    labels[:10, 1] = np.nan
+    probability = objective.probabilities(output).numpy()
+    known = [
+        (labels[:, 0], probability[:, 0]),
+        (labels[10:, 1], probability[10:, 1]),
+        (labels[:, 2], probability[:, 2]),
+    ]
+    expected = sum(log_loss(one, other, normalize=False) for one, other in known)
+    assert total(objective, output, labels) == (pytest.approx(expected, rel=1e-5), 80)
+
+
+def test_regression_is_a_normal_likelihood_whose_best_width_is_the_spread_of_the_errors():
+    from scipy.stats import norm
+
+    objective = BUILDERS["regression"](threshold=1.0)
+    output, labels = torch.randn(50, 1), torch.randn(50) * 3
+    error = labels - output[:, 0]
+    with torch.no_grad():
+        objective.log_sigma.copy_(error.square().mean().log() / 2)
+    expected = -norm.logpdf(labels.numpy(), output[:, 0].numpy(), objective.log_sigma.exp().item()).sum()
+    assert total(objective, output, labels) == (pytest.approx(expected, rel=1e-5), 50)
+    objective.total(output, labels)[0].backward()
+    assert objective.log_sigma.grad.item() == pytest.approx(0, abs=1e-3)
+    above = norm.sf(1.0, output[:, 0].numpy(), objective.log_sigma.exp().item())
+    np.testing.assert_allclose(objective.probability(output).detach(), above, rtol=1e-4)
+
+
+# -- discrete time
+
+
+def test_survival_by_hand():
+    """Four bins of 10 days; hazards 0.1, 0.2, 0.3, 0.4."""
+    objective = BUILDERS["survival"](num_bins=4, horizon_days=40.0)
+    hazard = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    for day, event, expected in (
+        (5, 1, [math.log(0.1)]),
+        (10, 1, [math.log(0.1)]),
+        (10.5, 1, [math.log(0.9), math.log(0.2)]),
+        (0, 1, [math.log(0.1)]),
+        (0, 0, []),
+        (19, 0, [math.log(0.9)]),
+        (20, 0, [math.log(0.9), math.log(0.8)]),
+        (40, 1, [math.log(0.9), math.log(0.8), math.log(0.7), math.log(0.4)]),
+        (41, 1, [math.log(0.9), math.log(0.8), math.log(0.7), math.log(0.6)]),
+        (99, 0, [math.log(0.9), math.log(0.8), math.log(0.7), math.log(0.6)]),
+    ):
+        assert total(objective, hazard.logit()[None], [[day, event]]) == (pytest.approx(-sum(expected), abs=1e-5), 1)
+    late = 1 - 0.9 * 0.8 * 0.7 * 0.6
+    assert objective.probability(hazard.logit()[None]).item() == pytest.approx(late)
+    found = [total(objective, hazard.logit()[None], [label])[0] for label in (1, 0)]
+    assert found == pytest.approx([-math.log(late), -math.log(1 - late)], rel=1e-5)
+
+
+def test_the_best_constant_hazards_are_the_estimate_of_kaplan_and_meier():
+    from lifelines import KaplanMeierFitter
+
+    day, event = cohort()
+    bins = 60
+    objective = BUILDERS["survival"](num_bins=bins, horizon_days=float(bins))
+    logits = torch.zeros(bins, requires_grad=True)
+    labels = torch.tensor(np.stack([day, event], 1), dtype=torch.float32)
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, tolerance_grad=1e-9, tolerance_change=1e-12)
+
+    def closure():
+        optimizer.zero_grad()
+        loss, _ = objective.total(logits.expand(len(day), -1), labels)
+        loss.backward()
+        return loss
+
+    for _ in range(5):
+        optimizer.step(closure)
+    curve = KaplanMeierFitter().fit(day, event).survival_function_at_times(np.arange(1, bins + 1)).to_numpy()
+    np.testing.assert_allclose(objective.survival(logits.detach()[None])[0], curve, atol=2e-4)
+
+
+# -- continuous time
+
+
+def test_time_to_event_by_hand():
+    """Bins 0-30, 30-90 and 90 on; hazards a day of 1/8, 1/4 and 1/2."""
+    objective = BUILDERS["time_to_event"](edges_days=[30.0, 90.0], horizon_days=40.0)
+    output = torch.tensor([[-3.0, -2.0, -1.0]])
+    for day, event, expected in (
+        (20, 0, 20 / 8),
+        (20, 1, 20 / 8 + 3 * math.log(2)),
+        (30, 1, 30 / 8 + 3 * math.log(2)),
+        (31, 1, 30 / 8 + 1 / 4 + 2 * math.log(2)),
+        (100, 1, 30 / 8 + 60 / 4 + 10 / 2 + 1 * math.log(2)),
+        (0, 1, 3 * math.log(2)),
+        (0, 0, 0.0),
+    ):
+        assert total(objective, output, [[day, event]]) == (pytest.approx(expected, rel=1e-5), 3)
+    by = 1 - math.exp(-(30 / 8 + 10 / 4))
+    assert objective.probability(output).item() == pytest.approx(by)
+    found = [total(objective, output, [label])[0] for label in (1, 0)]
+    assert found == pytest.approx([-math.log(by), -math.log(1 - by)], rel=1e-4)
+
+
+def test_the_loss_is_the_likelihood_of_a_piecewise_exponential_model_of_lifelines():
+    from lifelines import PiecewiseExponentialFitter
+
+    day, event = cohort()
+    edges = [40.5, 120.5]  # no event is at a border, which lifelines counts to the later bin
+    fitted = PiecewiseExponentialFitter(edges).fit(day, event)
+    hazard = 1 / fitted.params_.to_numpy()
+    objective = BUILDERS["time_to_event"](edges_days=edges, horizon_days=150.0)
+    output = torch.tensor(hazard, dtype=torch.float32).log2().expand(len(day), -1).clone().requires_grad_()
+    loss, _ = objective.total(output, torch.tensor(np.stack([day, event], 1), dtype=torch.float32))
+    assert loss.item() == pytest.approx(-fitted.log_likelihood_, rel=1e-5)
+    loss.backward()
+    assert output.grad.sum(0).abs().max() < 0.5  # of hundreds of events: the fitted hazards are the best ones
+    expected = 1 - fitted.survival_function_at_times(150.0).iloc[0]
+    assert objective.probability(output)[0].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_time_to_event_starts_from_its_rate(model, pack, windows):
+    objective = TimeToEvent(TimeToEventConfig(rate_per_day=0.001, horizon_days=100.0), 32).eval()
+    with torch.no_grad():
+        objective.task.weight.zero_()
+        chance = objective.predict(model, pack(windows(10)))
+    assert chance.item() == pytest.approx(1 - math.exp(-0.1), rel=1e-5)
+
+
+# -- errors
+
+
+@pytest.mark.parametrize(("name", "settings", "words"), [
+    ("multiclass", {"num_classes": 1}, "at least 2 classes"),
+    ("multiclass", {"positive": 2}, "positive is 2"),
+    ("multilabel", {"num_labels": 0}, "at least 1 label"),
+    ("survival", {"num_bins": 0}, "at least 1 bin"),
+    ("survival", {"horizon_days": 0.0}, "horizon_days is 0.0"),
+    ("time_to_event", {"edges_days": [30.0, 30.0]}, "must ascend from above 0"),
+    ("time_to_event", {"rate_per_day": 0.0}, "above 0"),
+    ("regression", {"dropout": 1.0}, "dropout is 1.0"),
+])  # fmt: skip
+def test_settings_that_cannot_be_are_one_clear_error(name, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        BUILDERS[name](**settings)
+
+
+@pytest.mark.parametrize(("name", "labels", "words"), [
+    ("multiclass", [0.0, 2.0], "whole numbers from 0 to 1"),
+    ("multiclass", [0.0, 0.5], "whole numbers"),
+    ("multiclass", [[0.0], [1.0]], r"shape \(2, 1\); expected \(2,\)"),
+    ("multilabel", [[0.0, 1.0], [1.0, 0.0]], r"shape \(2, 2\); expected \(2, 1\) or \(2,\)"),
+    ("survival", [[-1.0, 1.0], [3.0, 0.0]], "days, at least 0"),
+    ("time_to_event", [[1.0, 0.5], [3.0, 0.0]], "1 .event. or 0"),
+    ("time_to_event", [[1.0], [3.0]], r"expected \(2, 2\) or \(2,\)"),
+])  # fmt: skip
+def test_labels_that_do_not_fit_are_one_clear_error(name, labels, words):
+    objective = BUILDERS[name]()
+    width = len(objective.offset) if name == "time_to_event" else objective.head.out_features
+    with pytest.raises(DataError, match=words):
+        total(objective, torch.zeros(2, width), labels)
