@@ -1,1 +1,50 @@
-"""The presets below ``conf/``; what they set is the tokenizer ``ethos`` of ehr-tokenize."""
+"""What ehr-ethos contributes: the presets below ``conf/`` and the way to checkpoints of ETHOS and EHR_FM and back."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ehr_core import Component, hookimpl
+from omegaconf import MISSING
+
+
+@dataclass
+class ImportConfig:
+    """Make a run folder of a checkpoint of EHR_FM or ETHOS."""
+
+    positional: ClassVar[tuple[str, ...]] = ("checkpoint", "output")
+    checkpoint: str = MISSING
+    """``best_model.pt`` or another checkpoint. Nothing in it is executed."""
+    output: str = MISSING
+    """Run folder to make."""
+    num_heads: int | None = None
+    """Attention heads, for a checkpoint that does not say."""
+    vocabulary: str | None = None
+    """File with one token a line (``vocab_t....csv``), for a checkpoint without a vocabulary."""
+
+
+@dataclass
+class ExportConfig:
+    """Write a run of the model gpt as a checkpoint of EHR_FM."""
+
+    positional: ClassVar[tuple[str, ...]] = ("run", "output")
+    run: str = MISSING
+    """Run folder."""
+    output: str = MISSING
+    """File to write, such as ``best_model.pt``."""
+
+
+@hookimpl
+def ehr_commands() -> Iterator[Component]:
+    yield Component(
+        name="import-checkpoint",
+        target="ehr_ethos.runs:import_checkpoint",
+        config=ImportConfig,
+        summary="A checkpoint of ETHOS or EHR_FM to a run folder",
+    )
+    yield Component(
+        name="export-checkpoint",
+        target="ehr_ethos.runs:export_checkpoint",
+        config=ExportConfig,
+        summary="A run of gpt to a checkpoint of EHR_FM",
+    )

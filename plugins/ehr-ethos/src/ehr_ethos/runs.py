@@ -1,0 +1,127 @@
+"""The commands ``import-checkpoint`` and ``export-checkpoint``: between checkpoints and run folders."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from ehr_core.config import from_plain, to_plain
+from ehr_core.errors import ConfigError, FormatError
+from ehr_core.formats import run as run_format
+from ehr_core.formats.folder import Manifest, check_free, file_digest, new_folder, write_json, write_manifest
+from ehr_core.formats.run import Run
+from ehr_core.formats.tokens import TOKENIZER, Prefix, write_prefix
+from ehr_core.formats.vocabulary import Token, Vocabulary
+from ehr_core.plugins import build, registry
+from ehr_models.settings import GPTConfig, NextTokenConfig
+from ehr_tokenize.ethos import END, INTERVALS, SPACING
+
+from ehr_ethos import checkpoints
+from ehr_ethos.__about__ import __version__
+from ehr_ethos.plugin import ExportConfig, ImportConfig
+
+STATIC = ("GENDER//", "MARITAL//", "RACE//")
+
+
+def import_checkpoint(settings: ImportConfig) -> None:
+    """Make a run folder of a checkpoint of EHR_FM or ETHOS."""
+    path, output = Path(settings.checkpoint), Path(settings.output)
+    check_free(output)
+    vocabulary = Path(settings.vocabulary) if settings.vocabulary else None
+    found = checkpoints.read(path, settings.num_heads, vocabulary)
+    write_run(found, path, output)
+    parts = found.settings
+    print(
+        f"{output}: {parts.num_layers} layers, width {parts.width}, {len(found.tokens):,} tokens, step {found.step:,}"
+    )
+    if parts.num_experts:
+        print("note: the experts have EHR_FM's weights, not its computation: nothing is dropped or drawn by chance")
+
+
+def write_run(found: checkpoints.Imported, path: Path, output: Path) -> None:
+    """The run folder. Raises FormatError when weights do not fit the shape that the checkpoint says."""
+    model = build("model", found.settings, vocabulary_size=len(found.tokens), columns=[])
+    try:
+        model.load_state_dict(found.weights, strict=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise FormatError(f"the weights of {path} do not fit each other: {' '.join(lines[1:2])}") from error
+    vocabulary = Vocabulary([token_of(name) for name in found.tokens])
+    plain = {"model": to_plain(found.settings), "objective": to_plain(NextTokenConfig())}
+    content = {
+        "model": model.state_dict(),
+        "objective": {},
+        "model_configs": {**plain["model"], "vocabulary_size": len(vocabulary), "columns": []},
+        "vocab_stoi": dict(vocabulary.ids),
+        "hydra_config_full": plain,
+        "step": found.step,
+    }
+    with new_folder(output) as folder:
+        model.save_pretrained(folder / "model")
+        (folder / "checkpoints").mkdir()
+        torch.save(content, folder / "checkpoints" / "best_model.pt")
+        write_tokenizer(folder / "tokenizer", vocabulary)
+        (folder / "logs").mkdir()
+        write_json(folder / "logs" / "metrics_history.json", [])
+        write_json(folder / "hyperparameters.json", plain)
+        summary = {"steps": found.step, "best_step": found.step, "best_tuning_loss": found.loss, "stopped": "imported"}
+        write_json(folder / "summary.json", summary)
+        (folder / "SUMMARY.txt").write_text(f"imported from {path.name}, step {found.step}\n")
+        made_by = [f"ehr-ethos=={__version__}", registry().version("model", "gpt")]
+        facts = {"vocabulary": vocabulary.digest, "vocabulary_size": len(vocabulary), "columns": []}
+        facts |= {"context_length": found.settings.context_length, "labelled": False}
+        inputs = {"checkpoint": file_digest(path)}
+        write_manifest(folder, Manifest(run_format.FORMAT, run_format.VERSION, made_by, plain, inputs, facts))
+
+
+def write_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
+    """What is known of the tokenizer: its vocabulary, and what interval tokens stand for. It encodes nothing."""
+    folder.mkdir()
+    vocabulary.save(folder)
+    write_prefix(folder, Prefix())
+    days = {name: span for name, span in SPACING.days().items() if name in vocabulary.ids}
+    write_json(folder / TOKENIZER, {"name": "imported", "settings": {}, "state": {"interval_days": days}})
+
+
+def token_of(name: str) -> Token:
+    """A token of a published vocabulary. It keeps its id; there are no special tokens among them."""
+    if re.fullmatch(r"Q\d+", name):
+        return Token(name, "quantile")
+    if name in INTERVALS:
+        return Token(name, "interval")
+    if name == END:
+        return Token(name, "end")
+    return Token(name, "static" if name.startswith(STATIC) else "code", (name,))
+
+
+def export_checkpoint(settings: ExportConfig) -> None:
+    """Write a run as ``best_model.pt`` of EHR_FM. Raises ConfigError for a model that EHR_FM does not have."""
+    run, output = Run(settings.run), Path(settings.output)
+    if output.exists():
+        raise FormatError(f"{output} exists already; give another output or remove it first")
+    model: Any = run.settings["model"]
+    if model["name"] != "gpt":
+        raise ConfigError(f"{run.path} is a run of the model {model['name']!r}; only gpt can be exported")
+    found: GPTConfig = from_plain("model", model)
+    content = torch.load(run.path / "checkpoints" / "best_model.pt", map_location="cpu", weights_only=True)
+    exported = {
+        "iter_num": int(content["step"]),
+        "model": checkpoints.to_theirs(content["model"], found),
+        "optimizer": {},
+        "scaler": {},
+        "best_val_loss": best_loss(run),
+        "model_configs": checkpoints.describe(found),
+        "vocab_stoi": dict(run.vocabulary.ids),
+        "hydra_config_full": content["hydra_config_full"],
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial")
+    torch.save(exported, partial)
+    partial.replace(output)
+    print(f"{output}: {len(exported['model'])} tensors, step {exported['iter_num']:,}")
+
+
+def best_loss(run: Run) -> float | None:
+    """The lowest loss on the tuning split, where one was recorded."""
+    losses = [entry["tuning_loss"] for entry in run.history if "tuning_loss" in entry]
+    return min(losses, default=None)
