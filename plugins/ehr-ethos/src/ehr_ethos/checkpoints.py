@@ -2,8 +2,8 @@
 
 Both systems save one file with a state dict of the same network: GPT-2 without biases, queries, keys and values in one
 matrix, the output layer tied to the token table. Its keys are ``model``, ``model_configs`` and ``vocab_stoi`` (EHR_FM),
-or ``model``, ``model_config`` and ``vocab`` (ETHOS). A dense model computes the same logits here. A mixture of EHR_FM keeps its weights and not
-its computation: there, experts have limited places, and second choices are drawn by chance.
+or ``model``, ``model_config`` and ``vocab`` (ETHOS). A dense model computes the same logits here. A mixture of EHR_FM
+keeps its weights and not its computation: there, experts have limited places, and second choices are drawn by chance.
 
 Shapes: D width, V vocabulary, P rows of the token table, E experts, I inner width of an expert.
 """
