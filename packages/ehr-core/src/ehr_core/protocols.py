@@ -107,7 +107,10 @@ class Model(Protocol):
 
 
 class Objective(Protocol):
-    """A loss with the head it needs: an ``nn.Module`` built as ``target(settings, width=D)``."""
+    """A loss with the head it needs: an ``nn.Module`` built as ``target(settings, width=D)``.
+
+    One that has to know token ids (which one is MASK) has ``set_vocabulary(vocabulary)``, called before training.
+    """
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Run the model on the batch and return sum and count."""

@@ -35,7 +35,10 @@ class Learner(nn.Module):
 def make_learner(model: Any, objective: Any, vocabulary: Vocabulary, columns: Sequence[str]) -> Learner:
     """Build both parts from their settings."""
     made = build("model", model, vocabulary_size=len(vocabulary), columns=list(columns))
-    return Learner(made, build("objective", objective, width=made.config.hidden_size))
+    asked = build("objective", objective, width=made.config.hidden_size)
+    if hasattr(asked, "set_vocabulary"):
+        asked.set_vocabulary(vocabulary)
+    return Learner(made, asked)
 
 
 def open_run(path: Path | str) -> tuple[Run, dict[str, Any]]:
