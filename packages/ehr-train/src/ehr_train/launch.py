@@ -181,7 +181,7 @@ def _prepare(job: TrainJob, folder: Path) -> Prepared:
 
     trainer = Trainer(learner, strategy, job.train, train, tuning, folder, card, log)
     checkpoint.seed_all(job.seed, 1 + strategy.rank)
-    content = {"job": card["job_digest"], "vocabulary": store.vocabulary.digest}
+    content: dict[str, Any] = {"job": card["job_digest"], "vocabulary": store.vocabulary.digest}
     content |= {"vocabulary_size": len(store.vocabulary)}
     content |= {"columns": store.columns, "context_length": context, "labelled": labels is not None}
     return trainer, job, inputs, content, trackers
