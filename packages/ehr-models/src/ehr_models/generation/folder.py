@@ -5,20 +5,17 @@ FOLDER/part-N.parquet     subject_id, prediction_time, draw, tokens, stop_reason
 """
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from ehr_core.errors import FormatError
 from ehr_core.formats.folder import digest_of, read_json, write_json
 from ehr_core.formats.tables import read_table
 
+from ehr_models.digest import weights_digest
 from ehr_models.generation.engine import Engine
 from ehr_models.generation.rows import Prompt, Trajectory
 
@@ -122,13 +119,3 @@ def _claim(folder: Path, engine: Engine) -> None:
         raise FormatError(
             f"{folder} was begun with other {', '.join(other)}; give another folder, or remove it to draw anew"
         )
-
-
-@torch.no_grad()
-def weights_digest(model: Any) -> str:
-    """sha256 over names and bytes of all tensors of a model."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(np.ascontiguousarray(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).data)
-    return digest.hexdigest()

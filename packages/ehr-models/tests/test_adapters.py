@@ -1,0 +1,228 @@
+import pytest
+import torch
+from ehr_core.errors import ConfigError, FormatError
+from ehr_models.adapter_settings import PRESETS, AdapterConfig, preset
+from ehr_models.adapters import count_parameters, load, merge, save, target_names, wrap
+from ehr_models.bert import build as build_bert
+from ehr_models.bert_settings import BertConfig
+from ehr_models.gpt import build
+from ehr_models.objectives.classification import Classification
+from ehr_models.objectives.next_token import NextToken
+from ehr_models.settings import ClassificationConfig, GPTConfig, NextTokenConfig
+
+WIDTH, V = 32, 100
+SHAPE = {"num_layers": 2, "num_heads": 4, "width": WIDTH, "context_length": 64}
+FAMILIES = {
+    "gpt": lambda: build(GPTConfig(**SHAPE), V),
+    "modern": lambda: build(GPTConfig(**SHAPE, norm="rms", mlp="swiglu", positions="rotary", qk_norm=True), V),
+    "experts": lambda: build(GPTConfig(**SHAPE, num_experts=4), V),
+    "bert": lambda: build_bert(BertConfig(**SHAPE, mlp_width=64), V),
+}
+VARIANTS = {**PRESETS, "dropped": AdapterConfig(dropout=0.3, targets="all"), "table": AdapterConfig(embeddings=True)}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return FAMILIES[request.param]().eval()
+
+
+def tokens(rows=3, length=12):
+    return torch.randint(7, V, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.lm_logits(model(tokens()).last_hidden_state)[..., :V]
+
+
+def trained(model):
+    """Random numbers in place of what training would find."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                weight.add_(0.1 * torch.randn_like(weight)) if "magnitude" not in name else weight.mul_(1.1)
+    return model
+
+
+def close(one, other):
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_fresh_adapter_changes_nothing_and_every_tensor_of_it_learns_and_counts(family, variant):
+    before = logits(family)
+    model = wrap(family, VARIANTS[variant]).eval()
+    close(logits(model), before)
+    trained(model)
+    after = logits(model)
+    assert (after - before).abs().max() > 0.001
+    hidden = model(tokens()).last_hidden_state
+    (model.lm_logits(hidden)[..., 7:V] * torch.randn(V - 7)).sum().backward()
+    named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert all("lora_" in name or "embeddings" in name for name in named)
+    assert [name for name, weight in named.items() if weight.grad is None or not weight.grad.any()] == []
+    assert all(weight.grad is None for weight in model.parameters() if not weight.requires_grad)
+    with torch.no_grad():
+        for name, weight in named.items():
+            kept = weight.clone()
+            weight.add_(torch.randn_like(weight))
+            assert not torch.equal(logits(model), after), f"{name} does not reach the output"
+            weight.copy_(kept)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_merged_equals_unmerged_and_is_a_plain_network_again(family, variant, tmp_path):
+    names, kind = set(family.state_dict()), type(family)
+    model = trained(wrap(family, VARIANTS[variant])).eval()
+    expected = logits(model)
+    plain = merge(model)
+    assert type(plain) is kind
+    assert set(plain.state_dict()) == names
+    close(logits(plain), expected)
+    plain.save_pretrained(tmp_path)
+    assert torch.equal(logits(kind.from_pretrained(tmp_path).eval()), logits(plain))
+
+
+@pytest.mark.parametrize("targets", ["attention", "feed_forward", "all"])
+@pytest.mark.parametrize("rank", [1, 8])
+def test_trainable_parameters_are_rank_times_inputs_and_outputs_of_each_layer(targets, rank):
+    model = FAMILIES["gpt"]()
+    base = sum(weight.numel() for weight in model.parameters())
+    attention, feed_forward = 4 * rank * (WIDTH + WIDTH), 2 * rank * (WIDTH + 4 * WIDTH)
+    each = {"attention": attention, "feed_forward": feed_forward, "all": attention + feed_forward}[targets]
+    found = count_parameters(wrap(model, AdapterConfig(rank=rank, targets=targets)))
+    assert found == {"total": base + 2 * each, "trainable": 2 * each, "adapter": 2 * each, "frozen": base}
+
+
+def test_counts_of_dora_and_a_trained_table_and_of_a_plain_network():
+    model = FAMILIES["gpt"]()
+    base = sum(weight.numel() for weight in model.parameters())
+    assert count_parameters(model) == {"total": base, "trainable": base, "adapter": 0, "frozen": 0}
+    low_rank, table = 2 * 4 * 8 * 2 * WIDTH, 128 * WIDTH
+    found = count_parameters(wrap(model, AdapterConfig(embeddings=True)))
+    assert found == {
+        "total": base + low_rank + table,
+        "trainable": low_rank + table,
+        "adapter": low_rank,
+        "frozen": base,
+    }
+    found = count_parameters(wrap(FAMILIES["gpt"](), preset("dora")))
+    assert found["trainable"] == low_rank + 2 * 4 * WIDTH
+
+
+def test_routers_and_experts_are_not_adapted():
+    names = target_names(FAMILIES["experts"](), "all")
+    assert len(names) == 8
+    assert all("attention" in name for name in names)
+    with pytest.raises(ConfigError, match=r"GPT has no linear layer for adapter.targets=feed_forward"):
+        wrap(FAMILIES["experts"](), AdapterConfig(targets="feed_forward"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_adapter_comes_back_with_its_head_and_its_table(variant, tmp_path, pack, windows):
+    base = FAMILIES["gpt"]().eval()
+    fresh = {name: weight.clone() for name, weight in base.state_dict().items()}
+    objective = Classification(ClassificationConfig(), WIDTH).eval()
+    model = trained(wrap(base, VARIANTS[variant])).eval()
+    batch = pack(windows(10, 25), labels=[1.0, 0.0])
+    expected, chance = logits(model), objective.predict(model, batch)
+    save(model, tmp_path / "adapter", objective)
+    again, head = FAMILIES["gpt"]().eval(), Classification(ClassificationConfig(), WIDTH).eval()
+    again.load_state_dict(fresh)
+    loaded = load(again, tmp_path / "adapter", head)
+    assert torch.equal(logits(loaded), expected)
+    assert torch.equal(head.predict(loaded, batch), chance)
+
+
+def test_what_was_trained_for_a_grown_vocabulary_comes_back_on_the_base_as_it_was(tmp_path):
+    base = FAMILIES["gpt"]().eval()
+    fresh = {name: weight.clone() for name, weight in base.state_dict().items()}
+    base.resize_token_embeddings(150)
+    model = trained(wrap(base, AdapterConfig(embeddings=True))).eval()
+    ids = torch.tensor([[8, 120, 149]])
+    expected = model(ids).last_hidden_state
+    save(model, tmp_path / "adapter")
+    again = FAMILIES["gpt"]().eval()
+    again.load_state_dict(fresh)
+    assert torch.equal(load(again, tmp_path / "adapter")(ids).last_hidden_state, expected)
+    assert again.config.vocab_size == 150
+
+
+def test_several_adapters_share_one_base(tmp_path):
+    base = FAMILIES["gpt"]().eval()
+    plain = logits(base)
+    model = trained(wrap(base, preset("lora"), "mortality")).eval()
+    first = logits(model)
+    model = trained(wrap(model, preset("lora_all"), "readmission")).eval()
+    second = logits(model)
+    assert not torch.allclose(first, second)
+    model.set_adapter("mortality")
+    assert torch.equal(logits(model), first)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), plain)
+    for name in ("mortality", "readmission"):
+        save(model, tmp_path / name, name=name)
+    fresh = model.unload()
+    both = load(load(fresh, tmp_path / "mortality", name="one"), tmp_path / "readmission", name="two")
+    assert torch.equal(logits(both), second)
+    both.set_adapter("one")
+    assert torch.equal(logits(both), first)
+    with pytest.raises(ConfigError, match="'one' already"):
+        wrap(both, preset("lora"), "one")
+
+
+def test_an_adapter_for_another_base_is_refused_in_one_line(tmp_path):
+    save(wrap(FAMILIES["gpt"](), preset("lora")), tmp_path / "adapter")
+    with pytest.raises(
+        FormatError, match=r"is an adapter for a base with weights [0-9a-f]{12}, and this model has"
+    ) as found:
+        load(FAMILIES["gpt"](), tmp_path / "adapter")
+    assert "\n" not in str(found.value)
+
+
+def test_damaged_and_foreign_folders_are_refused(tmp_path):
+    base = FAMILIES["gpt"]()
+    with pytest.raises(FormatError, match=r"adapter\.json is missing"):
+        load(base, tmp_path)
+    (tmp_path / "adapter.json").write_text("{}")
+    with pytest.raises(FormatError, match="does not describe an adapter"):
+        load(base, tmp_path)
+    objective = NextToken(NextTokenConfig(), WIDTH)
+    model = wrap(base, preset("lora"))
+    save(model, tmp_path / "adapter", objective)
+    assert not (tmp_path / "adapter" / "objective.safetensors").exists()
+    with pytest.raises(FormatError, match="exists already"):
+        save(model, tmp_path / "adapter", objective)
+
+
+def test_settings_that_cannot_be_are_one_clear_error():
+    for settings, words in (
+        (AdapterConfig(rank=0), "rank is 0"),
+        (AdapterConfig(targets="head"), "targets is 'head'; it must be one of attention, feed_forward, all"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            wrap(FAMILIES["gpt"](), settings)
+
+
+def test_an_adapter_learns_with_gradient_checkpointing(pack, windows):
+    model = FAMILIES["gpt"]()
+    model.gradient_checkpointing_enable()
+    model = trained(wrap(model, AdapterConfig(targets="all"))).train()
+    NextToken(NextTokenConfig(), WIDTH).loss(model, pack(windows(20, 9))).total.backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in model.parameters() if weight.requires_grad)
+
+
+def test_an_adapted_model_generates_as_its_merged_one(pack):
+    from ehr_core.formats.vocabulary import Token, Vocabulary
+    from ehr_models.generation.engine import Engine
+    from ehr_models.generation.rows import Prompt
+    from ehr_models.generation.settings import GenerationConfig
+
+    vocabulary = Vocabulary.build([Token(f"CODE//{index}", "code") for index in range(V - 7)])
+    model = trained(wrap(FAMILIES["gpt"](), preset("lora"))).double()
+    prompt, settings = Prompt(1, 2, tokens(1)[0].numpy()), GenerationConfig(draws=2, max_new_tokens=9)
+
+    def draw(network):
+        return {one.draw: one.tokens.tolist() for one in Engine(network, vocabulary, settings).generate([prompt])}
+
+    assert draw(model) == draw(merge(model))
