@@ -61,6 +61,12 @@ def decoded(world, tokenizer, rows):
     return world.Decoded(tokenizer.vocabulary, tokenizer.prefix, [tokenizer.encode(world.frame(rows))])
 
 
+def test_the_end_is_not_visible_at_the_last_event(world):
+    found = decoded(world, fitted(world), HELD_OUT)
+    last = world.microseconds("2020-01-01 00:01:59")
+    assert found.times(7)[-2:] == [last, last + 1]
+
+
 def delta(days=0.0, **parts):
     years = timedelta(days=days, **parts).total_seconds() * 1e6 / YEAR_US
     inside = [n for n in DELTA.names if float(n.split("[")[1].split(",")[0]) <= years * (1 + 1e-5)]

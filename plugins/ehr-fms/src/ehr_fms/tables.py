@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import yaml
 from ehr_core.config import nearest
 from ehr_core.errors import ConfigError
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from ehr_fms.expressions import NUMBER, TEXT, TRUTH, parse
 
@@ -48,10 +46,10 @@ class Entry:
 def read_tables(path: Path) -> dict[str, list[Any]]:
     """The tables of a YAML file. Raises ConfigError that names the file."""
     try:
-        found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        found: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"tokenizer.tables: {path} is missing") from None
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"tokenizer.tables: {path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict) or not all(isinstance(found.get(name), list) for name in found):
         raise ConfigError(f"tokenizer.tables: {path} must map {', '.join(TABLES)} to lists")
