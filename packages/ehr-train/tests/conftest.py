@@ -13,7 +13,7 @@ from .world import cohort, label_of, write_store
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def tiny(tmp_path_factory):
     """Install the tests' own plugin where this process and its children find it."""
     place = tmp_path_factory.mktemp("site")
@@ -30,10 +30,14 @@ def tiny(tmp_path_factory):
 
     yield ehr_train_tiny
     sys.path.remove(str(place))
-    os.environ["PYTHONPATH"] = before or ""
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+    registry.cache_clear()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def store(tmp_path_factory) -> Path:
     """120 training subjects in two shards, 30 for tuning, 30 held out."""
     splits = {
@@ -44,7 +48,7 @@ def store(tmp_path_factory) -> Path:
     return write_store(tmp_path_factory.mktemp("data") / "store", splits)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def labels(tmp_path_factory) -> Path:
     """For each subject of the store one label: whether the last visible code is A, B, C or D."""
     folder = tmp_path_factory.mktemp("labels")

@@ -6,6 +6,9 @@ from typing import Any
 
 from ehr_core.errors import PluginError
 
+MISSING: Any = "???"
+"""Default of a setting that has to be given; OmegaConf's spelling, without the import."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Component:

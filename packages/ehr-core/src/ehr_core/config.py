@@ -23,13 +23,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ehr_core.errors import ConfigError
 from ehr_core.plugins import KINDS, registry
 
-__all__ = ["MISSING", "compose", "config_name", "describe", "options", "register", "to_settings"]
+__all__ = ["compose", "config_name", "describe", "options", "register", "to_settings"]
 
 
 class EhrSearchPath(SearchPathPlugin):

@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ehr_core import Component, hookimpl
+from ehr_core import MISSING, Component, hookimpl
 from ehr_core.cli import program
-
-MISSING: Any = "???"  # a value that has to be given, as omegaconf spells it; importing it would slow every command
 
 
 @dataclass

@@ -4,10 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ehr_core import Component, hookimpl
-
-MISSING: Any = "???"  # what omegaconf calls MISSING, without importing it
-
+from ehr_core import MISSING, Component, hookimpl
 
 # -- tasks
 

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ehr_core import Component, hookimpl
+from ehr_core import MISSING, Component, hookimpl
 from ehr_core.cli import program
-from omegaconf import MISSING
 
 from ehr_tokenize.prepare_settings import PrepareConfig
 from ehr_tokenize.store_settings import ExportHFConfig, InspectConfig

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from omegaconf import MISSING
+from ehr_core import MISSING
 
 
 @dataclass

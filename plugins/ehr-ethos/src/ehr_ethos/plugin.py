@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ehr_core import Component, hookimpl
-from omegaconf import MISSING
+from ehr_core import MISSING, Component, hookimpl
 
 
 @dataclass

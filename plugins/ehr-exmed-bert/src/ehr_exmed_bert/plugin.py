@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ehr_core import Component, hookimpl
+from ehr_core import MISSING, Component, hookimpl
 from ehr_models.bert_settings import BertConfig, ColumnConfig, MaskedConfig
 from ehr_tokenize.visits_settings import VisitsConfig
-from omegaconf import MISSING
 
 
 @dataclass

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ehr_core import Component, hookimpl
+from ehr_core import MISSING, Component, hookimpl
 from ehr_models.bert_settings import BertConfig
-from omegaconf import MISSING
 
 
 @dataclass

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 
-from ehr_core.component import Component
+from ehr_core.component import MISSING, Component
 from ehr_core.errors import EhrError, NotApplicable
 from ehr_core.formats.folder import file_digests
 from ehr_core.formats.tables import LABEL_SCHEMA, SPLITS

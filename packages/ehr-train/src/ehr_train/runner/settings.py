@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ehr_core.config import MISSING
-from ehr_core.plugins import registry
+from ehr_core import MISSING
+from ehr_core.plugins import KINDS, registry
 
 from ehr_train.settings import TrainConfig
 
@@ -28,23 +28,29 @@ class EvaluationConfig:
     split: str = "held_out"
 
 
+CHOICES: dict[str, str | list[str]] = {
+    "source": "synthetic",
+    "tokenizer": "ethos",
+    "model": "gpt",
+    "objective": "next_token",
+    "strategy": "ddp",
+    "tracker": ["jsonl", "tensorboard"],
+    "task": ["in_hospital_mortality", "readmission_30d"],
+    "predictors": ["direct", "finetuned", "xgboost"],
+    "executor": "serial",
+}
+"""What runs when nothing is said, as far as it is installed."""
+
+
 def _defaults() -> list[Any]:
-    baselines = registry().components["baseline"]
-    baseline = "xgboost" if "xgboost" in baselines else "logistic"
-    return [
-        {"source": "synthetic"},
-        {"tokenizer": "ethos"},
-        {"model": "gpt"},
-        {"objective": "next_token"},
-        {"strategy": "ddp"},
-        {"tracker": ["jsonl", "tensorboard"]},
-        {"task": ["in_hospital_mortality", "readmission_30d"]},
-        {"predictors": ["direct", "finetuned", baseline]},
-        {"executor": "serial"},
-        {"train": "default"},
-        "_self_",
-        {"recipe": "demo"},
-    ]
+    installed = {(place.group, name) for kind, place in KINDS.items() for name in registry().components[kind]}
+    found: list[Any] = []
+    for group, choice in CHOICES.items():
+        if isinstance(choice, list):
+            found.append({group: [name for name in choice if (group, name) in installed]})
+        elif (group, choice) in installed:
+            found.append({group: choice})
+    return [*found, {"train": "default"}, "_self_", {"recipe": "demo"}]
 
 
 @dataclass
