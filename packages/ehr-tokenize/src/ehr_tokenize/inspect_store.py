@@ -201,7 +201,9 @@ def _unknown_section(content: dict[str, Any]) -> str:
     rows = [(p, c["unk_events"] / c["events"], f"{c['unk_events'] / c['events']:.1%}") for p, c in found[:30]]
     header = ("prefix of the code", "UNK events", "events", "UNK codes", "codes")
     cells = [(p, c["unk_events"], c["events"], c["unk_codes"], c["codes"]) for p, c in found[:30]]
-    return pictures.bars(rows, "Share of events that became UNK", pictures.WARN) + pictures.table(header, cells)
+    return pictures.bars(rows, "Share of events that became UNK", pictures.WARN, whole=1.0) + pictures.table(
+        header, cells
+    )
 
 
 def _treated_section(content: dict[str, Any]) -> str:
@@ -267,7 +269,7 @@ def _timeline(store: TokenStore, found: TokenTable, row: int) -> tuple[str, str]
     more = f"<p>{len(labels) - MOST_TOKENS:,} more tokens follow.</p>" if len(labels) > MOST_TOKENS else ""
     known = f"<p>Known at its end: <code>{pictures.escaped('  '.join(prefix))}</code></p>" if prefix else ""
     listing = "".join(
-        f"<tr><td>{stamp}</td><td style='text-align:left'><code>{pictures.escaped(text)}</code></td></tr>"
+        f"<tr><td style='white-space:nowrap;vertical-align:top'>{stamp}</td><td style='text-align:left'><code>{pictures.escaped(text)}</code></td></tr>"
         for stamp, text in rows
     )
     return heading, f"{warning}{known}{picture}<table>{listing}</table>{more}"

@@ -40,10 +40,10 @@ def _text(x: float, y: float, text: object, anchor: str = "start", fill: str = I
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" style="fill:{fill}">{escaped(text)}</text>'
 
 
-def bars(rows: Sequence[tuple[str, float, str]], title: str, color: str = ACCENT) -> str:
-    """Horizontal bars: label, length and the text behind each."""
+def bars(rows: Sequence[tuple[str, float, str]], title: str, color: str = ACCENT, whole: float = 0.0) -> str:
+    """Horizontal bars: label, length and the text behind each. ``whole``: the longest possible; 0: the longest."""
     left, room = 330, WIDTH - 330 - 110
-    most = max((value for _, value, _ in rows), default=0) or 1
+    most = whole or max((value for _, value, _ in rows), default=0) or 1
     parts = []
     for index, (label, value, note) in enumerate(rows):
         y = index * BAR

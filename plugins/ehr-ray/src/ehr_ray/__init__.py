@@ -1,0 +1,1 @@
+"""Ray as an executor of the ehr workbench."""
