@@ -26,7 +26,7 @@ def preset(name: str) -> GPTConfig:
         ("gpt2_small_4exp", 132_443_904),
         ("gpt2_small_8exp", 245_708_544),
         ("gpt_modern", 45_918_720),
-        ("gpt", 787_104),
+        ("gpt", 401_728),
     ],
 )
 def test_presets_have_the_parameters_that_are_documented(name, parameters):

@@ -15,6 +15,7 @@ from ehr_core.formats.vocabulary import Token, Vocabulary
 from ehr_core.plugins import build, registry
 from ehr_models.settings import GPTConfig, NextTokenConfig
 from ehr_tokenize.ethos import END, INTERVALS, SPACING
+from transformers.utils import logging
 
 from ehr_ethos import checkpoints
 from ehr_ethos.__about__ import __version__
@@ -56,6 +57,8 @@ def write_run(found: checkpoints.Imported, path: Path, output: Path) -> None:
         "hydra_config_full": plain,
         "step": found.step,
     }
+    bars: Any = logging
+    bars.disable_progress_bar()  # it would stand between the lines of ours
     with new_folder(output) as folder:
         model.save_pretrained(folder / "model")
         (folder / "checkpoints").mkdir()
