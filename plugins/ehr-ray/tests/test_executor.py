@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import subprocess
 import sys
 import time
 
@@ -101,15 +100,15 @@ def test_settings_out_of_range_are_refused():
         Ray(RayConfig(num_cpus=0))
 
 
-def test_a_cluster_that_is_not_there_is_one_line():
-    code = (
-        "from ehr_ray.executor import Ray; from ehr_ray.plugin import RayConfig; from ehr_core.errors import EhrError\n"
-        "try: list(Ray(RayConfig(address='auto')).map(abs, [1]))\n"
-        "except EhrError as error: print('LINE', error)"
-    )
-    environment = os.environ | {"RAY_ADDRESS": ""}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
-    assert "LINE no Ray cluster auto: " in done.stdout, done.stderr
+def test_a_cluster_that_is_not_there_is_one_line(cluster, monkeypatch):
+    def init(address, **options):
+        assert address == "auto"
+        raise ConnectionError("Could not find any running Ray instance.\nPlease specify one.")
+
+    monkeypatch.setattr(cluster, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "init", init)
+    with pytest.raises(EhrError, match=r"no Ray cluster auto: Could not find any running Ray instance\.; see"):
+        list(Ray(RayConfig(address="auto")).map(abs, [1]))
 
 
 def test_tokens_are_the_same_with_ray_as_without(tmp_path):
