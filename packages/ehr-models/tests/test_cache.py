@@ -6,6 +6,7 @@ from ehr_models.cache import KVCache
 from ehr_models.gpt import build
 from ehr_models.settings import GPTConfig
 
+CPU = torch.device("cpu")
 SHAPE = {"num_layers": 2, "num_heads": 4, "width": 32, "context_length": 40}
 VARIANTS = {
     "gpt": {},
@@ -43,7 +44,7 @@ class Cached:
         token = torch.zeros(len(rows), max(map(len, rows.values())), dtype=torch.int64)
         for index, tokens in enumerate(rows.values()):
             token[index, : len(tokens)] = torch.tensor(tokens)
-        self.cache.prefill(torch.tensor(list(rows)))
+        self.cache.prefill(list(rows), CPU)
         hidden = self.model(token, cache=self.cache).last_hidden_state
         self.rows |= {row: list(tokens) for row, tokens in rows.items()}
         return {row: self.logits(hidden[index, : len(tokens)]) for index, (row, tokens) in enumerate(rows.items())}
@@ -56,6 +57,16 @@ class Cached:
         for row, token in enumerate(new):
             self.rows[row].append(token)
         return self.logits(hidden.last_hidden_state[:, 0])
+
+    def share(self, source, rows):
+        """Rows begin with the context of ``source``."""
+        self.cache.share(source, rows, len(self.rows[source]))
+        self.rows |= {row: list(self.rows[source]) for row in rows}
+
+    def check(self, found):
+        """Logits of the first rows are those of a pass over the whole context."""
+        for row, logits in enumerate(found):
+            close(logits, whole(self.model, self.rows[row])[-1])
 
     def logits(self, hidden):
         return self.model.lm_logits(hidden)[..., :100]
@@ -72,10 +83,8 @@ def test_contexts_that_go_on_are_as_if_read_anew(model, lengths):
     cached.read(dict(enumerate(contexts)))
     for step in range(6):
         new = draw(3)[0]
-        found = cached.go_on(new)
-        for row in range(3):
-            close(found[row], whole(model, cached.rows[row])[-1])
-            assert len(cached.rows[row]) == lengths[row] + step + 1
+        cached.check(cached.go_on(new))
+        assert [len(cached.rows[row]) for row in range(3)] == [length + step + 1 for length in lengths]
 
 
 @torch.no_grad()
@@ -86,16 +95,49 @@ def test_padding_behind_shorter_contexts_does_not_reach_them(model):
 
 
 @torch.no_grad()
-def test_copies_of_a_row_go_on_apart(model):
-    cached = Cached(model, rows=4)
-    (context,) = draw(12)
-    cached.read({3: context})
-    cached.cache.copy([3, 3], [0, 1], 12)
-    cached.rows |= {0: list(context), 1: list(context)}
-    for one, other in zip(*draw(5, 5), strict=True):
-        found = cached.go_on([one, other])
-        close(found[0], whole(model, cached.rows[0])[-1])
-        close(found[1], whole(model, cached.rows[1])[-1])
+def test_rows_that_share_their_beginning_go_on_apart(model):
+    """Two groups, one of them with its rows apart, a row that shares nothing, and groups that begin at other steps."""
+    cached = Cached(model, rows=8)
+    first, second, alone = draw(12, 5, 7)
+    cached.read({6: first, 7: second, 3: alone})
+    cached.share(6, [0, 2])
+    cached.share(7, [1])
+    for new in draw(4, 4, 4):
+        cached.check(cached.go_on(new))
+    cached.share(7, [4, 5])
+    for new in draw(6, 6, 6):
+        cached.check(cached.go_on(new))
+    cached.cache.settle(7)
+    cached.cache.prefill([7], CPU)
+    cached.read({7: draw(20)[0]})
+    for new in draw(6, 6):
+        cached.check(cached.go_on(new))
+
+
+@torch.no_grad()
+def test_a_row_that_moves_keeps_what_it_shares(model):
+    cached = Cached(model, rows=6)
+    context, alone = draw(9, 4)
+    cached.read({5: context, 2: alone})
+    cached.share(5, [0, 1, 3])
+    cached.check(cached.go_on(draw(4)[0]))
+    cached.cache.move([3, 2], [0, 1], [len(cached.rows[3]), len(cached.rows[2])])
+    cached.rows[0], cached.rows[1] = list(cached.rows[3]), list(cached.rows[2])
+    assert cached.cache.sharing(5) == [0]
+    for new in draw(2, 2, 2):
+        cached.check(cached.go_on(new))
+
+
+@torch.no_grad()
+def test_shared_beginnings_are_attended_to_in_bfloat16_nearly_as_well():
+    model = build(GPTConfig(**SHAPE), 100).eval().bfloat16()
+    cached = Cached(model, rows=3)
+    cached.read({2: draw(12)[0]})
+    cached.share(2, [0, 1])
+    for new in draw(2, 2, 2):
+        found = cached.go_on(new)
+    expected = whole(model, cached.rows[0])[-1]
+    torch.testing.assert_close(found[0], expected, rtol=0.05, atol=0.05)
 
 
 @torch.no_grad()
@@ -103,4 +145,4 @@ def test_a_row_that_held_a_longer_context_starts_afresh(model):
     cached = Cached(model, rows=1)
     cached.read({0: draw(30)[0]})
     cached.read({0: draw(5)[0]})
-    close(cached.go_on([9])[0], whole(model, cached.rows[0])[-1])
+    cached.check(cached.go_on([9]))

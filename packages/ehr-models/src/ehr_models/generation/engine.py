@@ -1,6 +1,6 @@
 """Draw trajectories from a causal model, many at a time, computing each token of each context once.
 
-- A prompt is computed once and its keys and values are copied to its draws.
+- A prompt is computed once, and its keys and values are kept once and read once a step for all of its draws.
 - Rows that end make room at once for the next draws, and the others close up when there are none.
 - What is drawn depends on seed, subject, time, draw and step alone, not on the batch: up to what another order of
   adding floating-point numbers makes of two tokens that are all but equally likely.
@@ -133,7 +133,9 @@ class _Work:
             self.rows = Rows(S, engine.rules, self.device)
             never = never_drawn(settings, engine.vocabulary, engine.stops)
             self.sampler = Sampler(settings, never, self.model.num_rows, S, self.device)
-        self.cache = KVCache(self.model.config.num_hidden_layers, S + engine.waiting_rows, engine.window)
+        prompts_at_once = engine.waiting_rows + max(1, S // settings.draws)
+        self.prompt_rows = range(S, S + prompts_at_once)
+        self.cache = KVCache(self.model.config.num_hidden_layers, S + prompts_at_once, engine.window)
         self.waiting: list[Waiting] = []
         self.holes: list[int] = []
         self.more = True
@@ -153,7 +155,7 @@ class _Work:
             if one.started == self.engine.settings.draws:
                 self.waiting.pop(0)
         source, target = self.rows.close(self.holes)
-        self.cache.copy(source, target, max((self.rows.under[row].length for row in target), default=0))
+        self.cache.move(source, target, [self.rows.under[row].length for row in target])
         self.holes = []
         return bool(self.rows.under)
 
@@ -168,20 +170,28 @@ class _Work:
                 prompts.append(prompt)
         if not prompts:
             return False
-        first = self.engine.settings.rows
-        row_G = list(range(first, first + len(prompts)))
+        row_G = self._free_rows(len(prompts))
         hidden_GTD = self._prefill(row_G, [np.asarray(prompt.tokens, np.int64) for prompt in prompts])
         last_G = torch.tensor([len(prompt.tokens) - 1 for prompt in prompts], device=self.device)
         logits_GP = self.model.lm_logits(hidden_GTD[torch.arange(len(prompts), device=self.device), last_G])
         self.waiting = [Waiting(*facts) for facts in zip(prompts, row_G, logits_GP.split(1), strict=True)]
         return True
 
+    def _free_rows(self, number: int) -> list[int]:
+        """Rows for prompts. Where too many are in use, the draws of those with the fewest left settle on their own."""
+        users = {row: len(self.cache.sharing(row)) for row in self.prompt_rows}
+        chosen = sorted(users, key=lambda row: (users[row], row))[:number]
+        for row in chosen:
+            if users[row]:
+                self.cache.settle(row)
+        return chosen
+
     def _prefill(self, rows: list[int], contexts: list[np.ndarray]) -> Tensor:
         """Fill rows of the cache; hidden states (G, T, D), of which each row's own are its first ones."""
         token_GT = np.zeros((len(rows), max(map(len, contexts))), np.int64)
         for g, context in enumerate(contexts):
             token_GT[g, : len(context)] = context
-        self.cache.prefill(torch.tensor(rows, device=self.device))
+        self.cache.prefill(rows, self.device)
         hidden: Tensor = self.model(torch.from_numpy(token_GT).to(self.device), cache=self.cache).last_hidden_state
         return hidden
 
@@ -193,7 +203,7 @@ class _Work:
         draw_N = range(one.started, one.started + number)
         one.started += number
         keys = draw_keys(self.engine.settings.seed, prompt.subject_id, prompt.time, torch.tensor(draw_N))
-        self.cache.copy([one.row] * number, row_N, length)
+        self.cache.share(one.row, row_N, length)
         self.rows.start(row_N, [Under(prompt, draw, length) for draw in draw_N], keys.to(self.device))
         at = torch.tensor(row_N, device=self.device)
         self.rows.advance(one.logits_1P.repeat(number, 1), self.sampler, at)
@@ -246,4 +256,5 @@ class _Work:
     def collect(self) -> list[Trajectory]:
         """Trajectories that have ended since the last look; their rows are free."""
         self.holes = self.rows.look()
+        self.cache.drop(self.holes)
         return self.rows.results(self.holes) if self.holes else []
