@@ -83,7 +83,7 @@ class Rows:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self.token, self.key, self.count, self.micros, self.reason, self.length = (zeros(rows) for _ in range(6))
-        self.out = zeros(rows, rules.budget + 1, dtype=torch.int32)  # the last column takes what is of no use
+        self.out = zeros(rows, rules.budget + 1, dtype=torch.int32)  # rows that have ended write behind their tokens
         self.index = torch.arange(rows, device=device)
 
     def start(self, row_N: Sequence[int], under: Sequence[Under], key_N: Tensor) -> None:
@@ -101,7 +101,7 @@ class Rows:
         rules, count, reason = self.rules, self.count[at], self.reason[at]
         token = sampler(logits, self.key[at], count)
         going = reason == 0
-        self.out[self.index[at], torch.where(going, count, rules.budget)] = token.int()
+        self.out[self.index[at], count] = token.int()
         count = count + going
         micros = self.micros[at] + torch.where(going, rules.interval_P[token], 0)
         ended = torch.where(count >= rules.budget, 3, 0)
