@@ -193,13 +193,15 @@ def _parts_module():
 
 
 @pytest.fixture
-def parts(monkeypatch):
+def parts(monkeypatch, request):
     """Only ehr-core, ehr-eval and the parts above are installed; whatever else the environment has is unseen."""
     module = _parts_module()
     monkeypatch.setitem(sys.modules, module.__name__, module)
     found = ehr_core.plugins.discover({"core": ehr_core.plugin, "eval": ehr_eval.plugin, "parts": module})
     monkeypatch.setattr(ehr_core.plugins, "registry", lambda: found)
     monkeypatch.setattr(ehr_core.config, "registry", lambda: found)
+    ehr_core.config.register.cache_clear()  # earlier tests of this process registered what was installed for them
+    request.addfinalizer(ehr_core.config.register.cache_clear)
     return types.SimpleNamespace(
         source=FolderConfig,
         steady=PredictorConfig,
