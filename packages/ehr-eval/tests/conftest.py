@@ -193,7 +193,7 @@ def _parts_module():
 
 
 @pytest.fixture
-def parts(monkeypatch, request):
+def parts(monkeypatch):
     """Only ehr-core, ehr-eval and the parts above are installed; whatever else the environment has is unseen."""
     module = _parts_module()
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -201,13 +201,13 @@ def parts(monkeypatch, request):
     monkeypatch.setattr(ehr_core.plugins, "registry", lambda: found)
     monkeypatch.setattr(ehr_core.config, "registry", lambda: found)
     ehr_core.config.register.cache_clear()  # earlier tests of this process registered what was installed for them
-    request.addfinalizer(ehr_core.config.register.cache_clear)
-    return types.SimpleNamespace(
+    yield types.SimpleNamespace(
         source=FolderConfig,
         steady=PredictorConfig,
         hungry=RunPredictorConfig,
         refusing=RefusingConfig,
     )
+    ehr_core.config.register.cache_clear()
 
 
 @pytest.fixture

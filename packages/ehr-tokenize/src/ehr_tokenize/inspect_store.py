@@ -269,7 +269,8 @@ def _timeline(store: TokenStore, found: TokenTable, row: int) -> tuple[str, str]
     more = f"<p>{len(labels) - MOST_TOKENS:,} more tokens follow.</p>" if len(labels) > MOST_TOKENS else ""
     known = f"<p>Known at its end: <code>{pictures.escaped('  '.join(prefix))}</code></p>" if prefix else ""
     listing = "".join(
-        f"<tr><td style='white-space:nowrap;vertical-align:top'>{stamp}</td><td style='text-align:left'><code>{pictures.escaped(text)}</code></td></tr>"
+        f"<tr><td style='white-space:nowrap;vertical-align:top'>{stamp}</td>"
+        f"<td style='text-align:left'><code>{pictures.escaped(text)}</code></td></tr>"
         for stamp, text in rows
     )
     return heading, f"{warning}{known}{picture}<table>{listing}</table>{more}"

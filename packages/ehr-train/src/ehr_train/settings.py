@@ -101,7 +101,7 @@ class FinetunedConfig:
     objective: str = "classification"
     """Labelled objective to train with."""
     learning_rate: float = 6e-4
-    max_epochs: int = 3
+    max_epochs: int = 2
     max_steps: int | None = None
     """Optimizer steps at most; None: ``max_epochs`` alone decides."""
     patience: int = 2

@@ -8,7 +8,7 @@ class SyntheticConfig:
     """A made-up hospital cohort whose true outcome probabilities are known; `docs/synthetic.md` has the model."""
 
     name: str = "synthetic"
-    num_subjects: int = 5000
+    num_subjects: int = 2000
     """How many patients; each has at least one admission, and about 100 events."""
     seed: int = 1
     """Same seed and settings, same bytes, whatever the executor."""
