@@ -50,6 +50,17 @@ def test_a_dataset_is_used_where_it_is(shard, world, tmp_path):
     assert not (meds / "unused").exists()
 
 
+def test_folders_and_columns_are_those_of_the_meds_package():
+    from ehr_tokenize.meds import COLUMNS, DATA, SPLITS
+    from meds import schema
+
+    assert (schema.train_split, schema.tuning_split, schema.held_out_split) == SPLITS
+    assert schema.data_subdirectory == DATA
+    for field in schema.DataSchema.schema():
+        if field.name in COLUMNS:
+            assert COLUMNS[field.name][1](field.type), field
+
+
 def test_the_fingerprint_changes_with_any_byte_of_the_data(shard):
     path = shard(ROWS)
     source = MedsSource(MedsConfig(path=str(path.parents[2])))

@@ -121,13 +121,14 @@ class Run:
             new = load_tokenizer(given)
             new.fit(self._summaries(new, train, bar))
             grow.grown(tokenizer, new, self.work.store, self.work.folder)
+            tokenizer = load_tokenizer(self.work.store)
         else:
             if given is None:
                 tokenizer.fit(self._summaries(tokenizer, train, bar))
             tokenizer.save(self.work.store)
         write_json(self.work.fit_done, {})
         self.work.clear_fit()
-        return load_tokenizer(self.work.store)
+        return tokenizer
 
     def _summaries(self, tokenizer: Tokenizer, train: list[Shard], bar: Progress) -> list[Any]:
         """Summaries of the train shards in order, where possible with their numbers left on disk."""

@@ -39,17 +39,21 @@ def known_codes(vocabulary: Vocabulary) -> frozenset[str]:
 
 def code_events(events: pl.DataFrame, tokenizer: Tokenizer, known: frozenset[str]) -> Codes:
     """Per code of a shard its events, and how many became UNK."""
-    found = events.group_by("code").agg(
-        pl.len().alias("n"), pl.col("time").max(), pl.col("numeric_value").max().cast(pl.Float32)
-    )
-    counted = dict(zip(found["code"].to_list(), found["n"].to_list(), strict=True))
-    suspects = found.filter(~pl.col("code").is_in(sorted(known))).sort("code")
-    unknown = _unknown(suspects, events, tokenizer) if len(suspects) else set()
-    return {code: (n, n if code in unknown else 0) for code, n in counted.items()}
+    codes = events["code"].cast(pl.Categorical)
+    distinct = codes.unique()
+    names, place = distinct.cast(pl.String).to_list(), distinct.to_physical().to_numpy()
+    code_N = codes.to_physical().to_numpy()
+    often = np.bincount(code_N)[place] if names else place
+    new = np.zeros(int(place.max(initial=0)) + 1, bool)
+    new[place] = [name not in known for name in names]
+    unknown = _unknown(events.filter(pl.Series(new[code_N])), tokenizer) if new.any() else set()
+    return {name: (int(n), int(n) if name in unknown else 0) for name, n in zip(names, often, strict=True)}
 
 
-def _unknown(suspects: pl.DataFrame, events: pl.DataFrame, tokenizer: Tokenizer) -> set[str]:
-    """The codes among these that become UNK when they are a subject's only event."""
+def _unknown(events: pl.DataFrame, tokenizer: Tokenizer) -> set[str]:
+    """The codes among those of these events that become UNK when they are a subject's only event."""
+    aggregated = events.group_by("code").agg(pl.col("time").max(), pl.col("numeric_value").max())
+    suspects = aggregated.sort("code")
     more = [pl.lit(None, events.schema[name]).alias(name) for name in events.columns[4:]]
     probe = suspects.select(
         pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias("subject_id"),

@@ -6,6 +6,7 @@ the run again takes what is there and does the rest.
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,8 @@ from typing import Any
 
 import numpy as np
 from ehr_core.config import from_plain
-from ehr_core.formats.folder import read_json, write_json
+from ehr_core.errors import FormatError
+from ehr_core.formats.folder import read_json
 from ehr_core.formats.tokens import TOKENIZER
 from ehr_core.plugins import build
 from ehr_core.protocols import Tokenizer
@@ -111,9 +113,14 @@ def encode(job: EncodeJob) -> None:
         "size": job.file.stat().st_size,
     }
     job.record.parent.mkdir(parents=True, exist_ok=True)
-    write_json(job.record, record)
+    temporary = job.record.with_name(f".{job.record.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(record))  # not synced to disk: whoever finds it damaged encodes the shard again
+    temporary.replace(job.record)
 
 
 def is_done(job: EncodeJob) -> bool:
     """Whether an earlier attempt encoded the shard."""
-    return job.record.is_file() and job.file.is_file() and job.file.stat().st_size == read_json(job.record).get("size")
+    try:
+        return bool(job.file.stat().st_size == read_json(job.record)["size"])
+    except (OSError, FormatError, KeyError, TypeError):
+        return False

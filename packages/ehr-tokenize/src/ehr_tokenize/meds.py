@@ -18,11 +18,12 @@ from ehr_core.errors import DataError, FormatError
 from ehr_core.formats.folder import file_digest
 from ehr_core.formats.tokens import NO_TIME
 from ehr_core.protocols import Executor
-from meds.schema import data_subdirectory, held_out_split, train_split, tuning_split
 
 from ehr_tokenize.plugin import MedsConfig
 
-SPLITS = (train_split, tuning_split, held_out_split)
+SPLITS = ("train", "tuning", "held_out")
+DATA = "data"
+"""Both are those of the package ``meds``, as a test makes sure: importing it would take a tenth of a second."""
 
 
 class MedsSource:
@@ -38,7 +39,7 @@ class MedsSource:
 
     def fingerprint(self) -> Mapping[str, str]:
         """sha256 of every file below ``data`` and ``metadata``, by relative path."""
-        parts = (self.path / data_subdirectory, self.path / "metadata")
+        parts = (self.path / DATA, self.path / "metadata")
         paths = sorted(path for part in parts for path in part.rglob("*") if path.is_file())
         with ThreadPoolExecutor() as pool:  # hashing releases the GIL
             digests = pool.map(file_digest, paths)
@@ -63,7 +64,7 @@ def shards(folder: Path) -> list[Shard]:
         raise FormatError(f"{folder} is not a folder; expected a MEDS dataset with data/{{{','.join(SPLITS)}}}")
     found = []
     for split in SPLITS:
-        place = folder / data_subdirectory / split
+        place = folder / DATA / split
         if not place.is_dir():
             raise FormatError(f"{folder} has no split {split!r}: {place} is missing; MEDS needs {', '.join(SPLITS)}")
         paths = sorted(
