@@ -155,7 +155,7 @@ def test_labels_of_unknown_subjects_and_stores_of_another_vocabulary_are_refused
 
 
 def test_finetuning_learns_a_question_that_the_visible_codes_answer(job, run):
-    settings = FinetunedConfig(objective="tiny_binary", learning_rate=1e-2, batch_size=8)
+    settings = FinetunedConfig(objective="tiny_binary", learning_rate=1e-2, max_epochs=8, batch_size=8)
     build("predictor", settings).predict(job)
     found = predicted(job).to_pylist()
     held_out = [row for row in found if row["split"] == "held_out"]

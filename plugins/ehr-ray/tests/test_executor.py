@@ -85,11 +85,13 @@ def test_the_cluster_listens_to_this_machine_only_and_has_no_dashboard(cluster):
     import psutil  # Ray brings it
 
     places = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # a worker that has just ended
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # ended just now, or another user's
+            if process.name() not in ("raylet", "gcs_server"):
+                continue
             found = process.net_connections(kind="inet")
             places += [connection.laddr.ip for connection in found if connection.status == psutil.CONN_LISTEN]
-    assert len(places) >= 3
+    assert places
     assert {place.removeprefix("::ffff:") for place in places} <= {"127.0.0.1", "::1"}
     assert not cluster._private.worker.get_dashboard_url()
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
