@@ -110,6 +110,27 @@ def test_a_killed_pool_of_processes_continues_too(meds, tmp_path):
     assert tokenize(meds, tmp_path / "store", *pool) == expected
 
 
+def test_workers_end_with_the_process_that_started_them(meds, tmp_path):
+    process = start(meds, tmp_path / "store", "executor=processes", "executor.num_workers=2")
+    work = Work(tmp_path / "store.running")
+    for _ in range(600):
+        if list(work.folder.glob("fit/[!.]*")) or process.poll() is not None:
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, process.stderr.read().decode()
+    process.kill()  # alone: its workers hear nothing of it
+    process.wait()
+    process.stderr.close()
+    for _ in range(100):
+        try:
+            os.killpg(process.pid, 0)  # is anyone left in its group?
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    pytest.fail("workers were left behind")
+
+
 def test_records_that_the_source_wrote_are_used_again(tmp_path, monkeypatch):
     arguments = ["source=synthetic", "source.num_subjects=60", "source.shard_subjects=20", f"output={tmp_path}/store"]
 

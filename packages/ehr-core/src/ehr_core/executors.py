@@ -1,6 +1,9 @@
 """Executors: an ordered map over independent pieces of work."""
 
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +27,19 @@ class Serial:
         return map(function, items)
 
 
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is gone: a kill leaves it no chance to end the pool itself."""
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_watch, args=(parent.sentinel,), daemon=True).start()
+
+
+def _watch(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
 class Processes:
     """Runs items in a pool of spawned processes (forking a process with threads can deadlock)."""
 
@@ -38,7 +54,7 @@ class Processes:
             return
         context = multiprocessing.get_context("spawn")
         workers = min(self.settings.num_workers, len(items))
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
             futures = [pool.submit(function, item) for item in items]
             try:
                 for item, future in zip(items, futures, strict=True):

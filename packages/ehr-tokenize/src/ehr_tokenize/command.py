@@ -171,13 +171,13 @@ class Run:
         unnamed = metadata.check_splits(meds, ((s.split, s.path, ids) for s, ids in zip(shard, subject, strict=True)))
         splits: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
         treated: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-        codes: dict[str, coverage.Codes] = {split: {} for split in SPLITS}
+        codes: dict[str, coverage.Codes] = {split: {} for split in (*SPLITS, "all")}
         for job in jobs:
             record = read_json(job.record)
             splits[job.shard.split].update({"shards": 1, **record["counts"]})
             treated[job.shard.split].update(record["treated"])
-            codes[job.shard.split] = coverage.total([codes[job.shard.split], record["codes"]])
-        codes["all"] = coverage.total(codes.values())
+            for part in (job.shard.split, "all"):
+                coverage.add(codes[part], record["codes"])
         facts = metadata.dataset_facts(meds)
         return {
             "vocabulary": tokenizer.vocabulary.digest,

@@ -8,7 +8,7 @@ covered, and one that a tokenizer leaves out on purpose is not reported.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import numpy as np
@@ -76,15 +76,11 @@ def prefix_of(code: str) -> str:
     return code.partition("//")[0]
 
 
-def total(parts: Iterable[Mapping[str, tuple[int, int]]]) -> Codes:
-    """The codes of several shards together."""
-    joined: dict[str, list[int]] = {}
-    for part in parts:
-        for code, (events, unk) in part.items():
-            both = joined.setdefault(code, [0, 0])
-            both[0] += events
-            both[1] += unk
-    return {code: (events, unk) for code, (events, unk) in joined.items()}
+def add(whole: Codes, part: Mapping[str, Sequence[int]]) -> None:
+    """Add the codes of another shard to ``whole``."""
+    for code, (events, unk) in part.items():
+        before = whole.get(code, (0, 0))
+        whole[code] = (before[0] + events, before[1] + unk)
 
 
 def by_prefix(codes: Codes) -> dict[str, dict[str, int]]:
