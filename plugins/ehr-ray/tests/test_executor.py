@@ -1,6 +1,7 @@
 """A real Ray cluster on this machine: order, errors, and that nothing outside hears of it."""
 
 import contextlib
+import gc
 import os
 import sys
 import time
@@ -44,8 +45,7 @@ def cluster():
     ray = executor._connected()
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no worker can import a test
     yield ray
-    del executor
-    assert not ray.is_initialized()
+    ray.shutdown()
 
 
 def test_results_keep_the_order_of_the_items():
@@ -56,6 +56,17 @@ def test_work_is_done_by_other_processes_at_the_same_time():
     found = set(Ray(RayConfig(num_cpus=2)).map(process_of, range(6)))
     assert os.getpid() not in found
     assert len(found) == 2
+
+
+def test_the_cluster_outlives_an_executor_for_the_sake_of_the_others(cluster):
+    cluster.shutdown()
+    first = Ray(RayConfig(num_cpus=2))
+    assert list(first.map(abs, [-1])) == [1]
+    results = Ray(RayConfig(num_cpus=2)).map(slow_square, range(6))
+    assert next(results) == 0
+    del first
+    gc.collect()
+    assert list(results) == [1, 4, 9, 16, 25]
 
 
 def test_no_items_need_no_cluster(monkeypatch):

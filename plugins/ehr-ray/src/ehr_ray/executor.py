@@ -1,14 +1,14 @@
 """An ordered map over the tasks of a Ray cluster.
 
 A cluster of our own listens on the loopback address alone, has no dashboard, and reports no usage. It starts with the
-first work and stops with the executor, at the latest with the process.
+first work and stops with the process. All executors of a process share it, as Ray knows one cluster a process: an executor
+that stopped it at its own end would pull it from under the others.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -76,7 +76,6 @@ class Ray:
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = address or "on this machine"
             raise EhrError(f"no Ray cluster {where}: {str(error).splitlines()[0]}; see executor.address") from error
-        weakref.finalize(self, ray.shutdown)
         if not address and not ray.util.get_node_ip_address().startswith("127."):
             ray.shutdown()
             raise EhrError(f"Ray was imported before it was told to stay on this machine; set {LOOPBACK} beforehand")
