@@ -1,6 +1,8 @@
 """The folders that packages hand to each other: whole or absent, checked, and the same bytes every time."""
 
 import datetime
+import os
+import stat
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +57,16 @@ def test_a_store_is_read_back_as_written(tmp_path):
         assert found.arrays()[name].dtype == array.dtype
     assert store.vocabulary.digest == vocabulary().digest
     assert store.columns == ["value"]
+
+
+def test_a_shard_may_be_read_by_whom_the_umask_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        table().write(tmp_path / "0.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "0.safetensors").stat().st_mode) == 0o640
+    assert [path.name for path in tmp_path.iterdir()] == ["0.safetensors"]
 
 
 def test_a_store_is_a_view_of_the_file_and_cannot_be_written_to(tmp_path):

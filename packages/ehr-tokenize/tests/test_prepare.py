@@ -90,6 +90,15 @@ def test_a_pair_in_a_text_becomes_two_numbers_and_other_text_the_next_rule():
     assert found == [("BP", None), ("S", 120.0), ("D", 80.0), ("BP", None), ("S", 90.0), ("D", 60.0)]
 
 
+def test_a_group_may_have_the_name_of_the_column_that_it_is_found_in():
+    rules = [RuleConfig(codes=["A"], where={"text_value": r"(?P<text_value>\w+) .*"}, to=["A//{text_value}"])]
+    assert rewritten(rules, ("A", None, "WHITE - OTHER"), ("A", None, "BLACK"), ("A", None)) == [
+        ("A//WHITE", None),
+        ("A", None),
+        ("A", None),
+    ]
+
+
 def test_numbers_and_fields_can_be_conditions():
     rules = [
         RuleConfig(codes=["A"], numeric=False, to=[]),
@@ -158,6 +167,7 @@ def test_further_columns_go_along():
         (PrepareConfig(rules=[RuleConfig(codes=["A"], pattern="(")]), "'\\(' is no regular expression"),
         (PrepareConfig(rules=[RuleConfig(codes=["A"], within={"value": [2, 1]})]), "expected \\[low, high\\]"),
         (PrepareConfig(rules=[RuleConfig(codes=["A"], where={"race": "x"})]), "has no field 'race'"),
+        (PrepareConfig(rules=[RuleConfig(codes=["A"], where={"1": "x"})]), "has no field '1'; where takes columns"),
         (PrepareConfig(tables={"race": {"a": "b"}}), "table 'race' is no list of pairs"),
         (PrepareConfig(tables={"clean": []}), "'clean' names two things"),
         (PrepareConfig(mappings={"m": MappingConfig(several="some")}), "several is 'some'"),

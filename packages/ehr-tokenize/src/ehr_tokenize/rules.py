@@ -82,13 +82,15 @@ class Rule:
         used = {field.name for template, _ in self._outputs for field in template.fields}
         used |= {field.name for _, number in self._outputs if number for field in number.fields}
         for name in settings.where:
-            self._check(name, False)
+            if name not in columns:
+                raise ConfigError(f"{self._where} has no field {name!r}; where takes columns.{nearest(name, columns)}")
         ranges = {name: limits(found, f"{self._where}: within.{name}") for name, found in settings.within.items()}
         self.range = ranges.pop(VALUE, None)
         """Between what the number of an event must be, if it matters."""
         self._within = [(self._field(inside, steps, False), span) for inside, span in ranges.items()]
-        used |= {field.name for field, _ in self._within} | set(settings.where)
-        self.columns = tuple(column for column in columns if column in used - groups)
+        used |= {field.name for field, _ in self._within}
+        # A group may have the name of a column, for which it stands then; a condition is on the column itself.
+        self.columns = tuple(column for column in columns if column in (used - groups) | set(settings.where))
         """Columns that decide, besides the code, what the rule makes."""
 
     def _regex(self, text: str) -> re.Pattern[str]:

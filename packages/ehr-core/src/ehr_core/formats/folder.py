@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,6 +72,14 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file the mode of any new one; safetensors writes files that only their owner can read."""
+    probe = path.with_name(f".{path.name}.mode-{os.getpid()}")  # asking for the umask would change it for all threads
+    probe.touch()
+    path.chmod(stat.S_IMODE(probe.stat().st_mode))
+    probe.unlink()
 
 
 def read_json(path: Path) -> Any:
