@@ -200,7 +200,9 @@ def test_the_vocabulary_is_in_its_documented_order_with_counts(store, world):
 
 
 def test_interval_estimates_are_means_over_train(store):
-    estimates = json.loads((store() / "tokenizer.json").read_text())["state"]["interval_estimates"]
+    state = json.loads((store() / "tokenizer.json").read_text())["state"]
+    estimates = state["interval_estimates"]
+    assert state["interval_quartiles"]["=6mt"] == [460 * 28_800] * 5  # each of the three tokens, to the minute
     assert sorted(estimates) == sorted(INTERVALS)
     assert estimates["=6mt"] == pytest.approx(460 / 3 * 86_400)
     assert estimates["2d-4d"] == 172_800

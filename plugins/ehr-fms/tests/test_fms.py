@@ -11,6 +11,7 @@ from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import TokenStore
 from ehr_fms.fms import SPACING, Fms
 from ehr_fms.plugin import FmsConfig
+from ehr_tokenize import coverage
 
 SCHEMA = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
 
@@ -203,6 +204,19 @@ def test_rare_tokens_become_unk():
     assert "DSCG_HOME" not in tokenizer.vocabulary.ids
     assert tokenizer.vocabulary.tokens[3].count == 1
     assert Decoded(tokenizer, HELD_OUT).stays(7)[0][-2:] == ["[UNK]", "TL_END"]
+
+
+def test_coverage_counts_the_events_that_became_unk_and_not_those_outside_of_stays():
+    tokenizer = fitted()
+    rows = [*HELD_OUT, (8, "2020-04-02 12:00", "NEVER IN A STAY")]
+    known = coverage.known_codes(tokenizer.vocabulary)
+    found = coverage.code_events(frame(rows), tokenizer, known)
+    assert {code: counts for code, counts in found.items() if counts[1]} == {
+        **dict.fromkeys(("NEW", "LAB//K_Q3", "HOSPITAL_ADMISSION//NEW"), (1, 1)),
+        "RACE//BLACK": (1, 1),  # one event, though it is the race of two hospitalizations
+    }
+    assert found["NEVER IN A STAY"] == (1, 0)
+    assert found["NOTE"] == (5, 0)
 
 
 EVENTS = [

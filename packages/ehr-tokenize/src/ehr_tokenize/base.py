@@ -22,6 +22,7 @@ from ehr_core.formats.vocabulary import SPECIALS, UNK, Token, Vocabulary
 
 from ehr_tokenize import stages
 from ehr_tokenize.prepare import Preparation
+from ehr_tokenize.spacing import Lengths, Spacing, means, quartiles
 
 BIRTH = "MEDS_BIRTH"
 MINUTE = 60_000_000
@@ -53,9 +54,9 @@ class FittedTokenizer(abc.ABC):
     events are prepared by it first.
     """
 
-    saved: ClassVar[tuple[str, ...]] = ("breaks", "interval_estimates")
+    saved: ClassVar[tuple[str, ...]] = ("breaks", "interval_estimates", "interval_quartiles")
     """Names of the attributes that are fitted; JSON values."""
-    spacing: ClassVar[stages.Spacing]
+    spacing: ClassVar[Spacing]
     """The tokens for time."""
 
     def __init__(self, settings: Any):
@@ -69,6 +70,8 @@ class FittedTokenizer(abc.ABC):
         """Per timeline code with numbers in train: its breaks, ascending."""
         self.interval_estimates: dict[str, float] = {}
         """Mean seconds that each interval token stands for, in train."""
+        self.interval_quartiles: dict[str, list[float]] = {}
+        """Least, first quartile, median, third quartile and most of these seconds."""
 
     @property
     def columns(self) -> dict[str, str]:
@@ -96,6 +99,12 @@ class FittedTokenizer(abc.ABC):
     def dtype(self) -> np.dtype:
         """The type of tokens: the smaller one that holds the vocabulary."""
         return np.dtype(np.uint16 if len(self.vocabulary) <= 1 << 16 else np.uint32)
+
+    def fit_intervals(self, lengths: Lengths, names: Sequence[str], middles: Sequence[float]) -> list[Token]:
+        """Fit what each token for time stands for, and give the tokens; ``middles``: of one that never occurred."""
+        self.interval_estimates = means(lengths, names, middles)
+        self.interval_quartiles = quartiles(lengths, names, middles)
+        return [Token(name, "interval", (), n) for name, n in zip(names, lengths.count_I.tolist(), strict=True)]
 
     # -- state
 
@@ -135,7 +144,7 @@ class FittedTokenizer(abc.ABC):
 class TimelineTokenizer(FittedTokenizer):
     """One timeline a subject, static rows as a prefix. Settings also have ``num_quantiles`` and ``static_codes``."""
 
-    saved: ClassVar[tuple[str, ...]] = ("breaks", "static_breaks", "interval_estimates")
+    saved: ClassVar[tuple[str, ...]] = (*FittedTokenizer.saved, "static_breaks")
     births_are_events: bool = False
     """Whether MEDS_BIRTH is in the timeline, too."""
 
@@ -304,15 +313,6 @@ def subjects_per_code(rows: stages.Records) -> dict[str, int]:
 def half_open(breaks: dict[str, list[float]]) -> dict[str, list[float]]:
     """Breaks for `stages.find_bins` and `stages.bin_counts` by which a number equal to a break is above it."""
     return {code: np.nextafter(found, -np.inf).tolist() for code, found in breaks.items()}
-
-
-class Once(stages.Spacing):
-    """Tokens for gaps in time, exactly one a gap, however long."""
-
-    def find(self, gap_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) index of the token (-1: none) and (N,) 1 or 0."""
-        index_N = np.searchsorted(self.bounds, gap_N, side="right") - 1
-        return index_N, (index_N >= 0).astype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,6 +40,7 @@ from ehr_tokenize.base import (
 )
 from ehr_tokenize.day_tokens import DayTokens, day_of
 from ehr_tokenize.plugin import CehrConfig
+from ehr_tokenize.spacing import Lengths, join, measure
 from ehr_tokenize.stays import find_stays, starts_with
 
 START, STOP, END = "[VS]", "[VE]", "[END]"
@@ -74,15 +75,14 @@ class Summary:
     years: dict[int, int]
     """Calendar year to how many subjects have an event in it."""
     fixed: dict[str, int]
-    """How often [VS], [VE], the outside type and each time token occur."""
-    days: dict[str, int]
-    """Days that each time token stands for, in all."""
+    """How often [VS], [VE], [END], the outside type and each hour occur."""
+    intervals: Lengths
 
 
 class Cehr(TimelineTokenizer):
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
-    saved = ("breaks", "static_breaks", "interval_estimates", "years")
+    saved = (*TimelineTokenizer.saved, "years")
 
     def __init__(self, settings: CehrConfig):
         super().__init__(settings)
@@ -157,14 +157,8 @@ class Cehr(TimelineTokenizer):
         visits = self.visits(rows)
         time_N = rows.time_N[visits.order_N]
         passed_N, hours_N = self._within(visits, time_N)
-        day_K = visits.day_K[visits.day_K >= 0]
-        fixed, days = _count_days(self.between, day_K)
-        if self.within:
-            counts = _count_days(self.within, passed_N[passed_N > 0])
-            fixed, days = fixed | counts[0], days | counts[1]
-        if self.settings.stay_hours:
-            often = np.bincount(hours_N[hours_N >= 0], minlength=HOURS).tolist()
-            fixed |= {f"i-H{hour}": count for hour, count in enumerate(often)}
+        often = np.bincount(hours_N[hours_N >= 0], minlength=HOURS).tolist()
+        fixed = {f"i-H{hour}": count for hour, count in enumerate(often)}
         fixed[START], fixed[STOP] = len(visits.first_K), int(np.count_nonzero(visits.end_K != NO_TIME))
         fixed[self.settings.outside] = int(np.count_nonzero(~visits.inside_N[visits.first_K]))
         fixed[END] = len(np.unique(rows.subject_N))
@@ -176,8 +170,18 @@ class Cehr(TimelineTokenizer):
             stages.count(parts.static),
             dict(zip(year.tolist(), number.tolist(), strict=True)),
             fixed,
-            days,
+            self._lengths(visits.day_K[visits.day_K >= 0], passed_N[passed_N > 0]),
         )
+
+    def _lengths(self, between_M: np.ndarray, within_M: np.ndarray) -> Lengths:
+        """Lengths of the time tokens between visits and then of those within stays, from days."""
+        size = len(self.between.names)
+        token = [self.between.find(between_M)]
+        if self.within:
+            token.append(size + self.within.find(within_M))
+            size += len(self.within.names)
+        day = np.concatenate([between_M, within_M])[: sum(map(len, token))]
+        return measure(np.concatenate(token), day * DAY, np.ones(len(day), np.int64), size)
 
     def fit(self, summaries: Iterable[Summary]) -> None:
         """Fit vocabulary, slots, bins and time estimates. Raises DataError when train has no event."""
@@ -186,11 +190,9 @@ class Cehr(TimelineTokenizer):
         if not timeline.names_C:
             raise DataError("the train split has no event with a time, so there is nothing to fit a tokenizer on")
         settings, size = self.settings, self.settings.num_quantiles
-        subjects, fixed, days, years = (
-            _total(parts)
-            for parts in ([p.subjects for p in found], [p.fixed for p in found], [p.days for p in found],
-                          [p.years for p in found])
-        )  # fmt: skip
+        subjects, fixed, years = (
+            _total(parts) for parts in ([p.subjects for p in found], [p.fixed for p in found], [p.years for p in found])
+        )
         often = {
             name: int(rows)
             for name, rows in zip(timeline.names_C, timeline.rows_C, strict=True)
@@ -199,12 +201,10 @@ class Cehr(TimelineTokenizer):
         self.breaks = {c: b for c, b in stages.quantile_breaks(timeline, size).items() if c in often}
         self.years = sorted(years)
         ranges = self.interval_days()
-        self.interval_estimates = {
-            name: 86_400.0 * (days[name] / fixed[name] if fixed[name] else _middle(ranges[name])) for name in ranges
-        }
         bins = sum(stages.bin_counts(timeline, self.breaks, size).values(), np.zeros(size, np.int64))
         tokens = [Token(f"BIN:{k}", "quantile", (), int(bins[k])) for k in range(size)]
-        tokens += [Token(name, "interval", (), fixed[name]) for name in ranges]
+        middles = [86_400.0 * _middle(span) for span in ranges.values()]
+        tokens += self.fit_intervals(join(p.intervals for p in found), list(ranges), middles)
         if settings.stay_hours:  # an hour of the day is no time that passes
             tokens += [Token(f"i-H{hour}", "hour", (), fixed[f"i-H{hour}"]) for hour in range(HOURS)]
         tokens += [Token(name, "visit", (), fixed[name]) for name in (START, STOP, settings.outside)]
@@ -301,14 +301,6 @@ def _changes(subject_N: np.ndarray, what_N: np.ndarray) -> np.ndarray:
     new_N = np.ones(len(what_N), bool)
     new_N[1:] = (subject_N[1:] != subject_N[:-1]) | (what_N[1:] != what_N[:-1])
     return new_N
-
-
-def _count_days(tokens: DayTokens, day_N: np.ndarray) -> tuple[dict[str, int], dict[str, int]]:
-    """Per token how often it occurs and the days that it stands for, in all."""
-    index_N = tokens.find(day_N)
-    size = len(tokens.names)
-    often, days = np.bincount(index_N, minlength=size), np.bincount(index_N, day_N, size)
-    return tuple(dict(zip(tokens.names, a.astype(np.int64).tolist(), strict=True)) for a in (often, days))  # type: ignore[return-value]
 
 
 def _middle(bounds: list[float | None]) -> float:

@@ -1,8 +1,9 @@
 """Which codes a fitted tokenizer does not know: share of events and of codes that became UNK, by prefix of the code.
 
-The tokenizer itself is asked. A shard's codes that no token names are encoded once more, each as the only event of a
-made-up subject; those whose tokens have an UNK are unknown. So a code that is put together from known pieces is
-covered, and one that a tokenizer leaves out on purpose is not reported.
+The tokenizer itself is asked. One for which a code needs company, such as an admission before it, has a method
+``unknown_events(events) -> {code: events that become UNK}``. For any other, a shard's codes that no token names are
+encoded once more, each as the only event of a made-up subject; those whose tokens have an UNK are unknown. So a code
+that is put together from known pieces is covered, and one that a tokenizer leaves out on purpose is not reported.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ LEAST = 5
 WHEN = datetime(2000, 1, 1)
 
 Codes = dict[str, tuple[int, int]]
-"""Code to its events, and how many of these became UNK (all or none of a shard)."""
+"""Code to its events, and how many of these became UNK."""
 
 
 def unk_id(vocabulary: Vocabulary) -> int:
@@ -46,8 +47,13 @@ def code_events(events: pl.DataFrame, tokenizer: Tokenizer, known: frozenset[str
     often = np.bincount(code_N)[place] if names else place
     new = np.zeros(int(place.max(initial=0)) + 1, bool)
     new[place] = [name not in known for name in names]
-    unknown = _unknown(events.filter(pl.Series(new[code_N])), tokenizer) if new.any() else set()
-    return {name: (int(n), int(n) if name in unknown else 0) for name, n in zip(names, often, strict=True)}
+    unk: Mapping[str, int] = {}
+    if new.any() and hasattr(tokenizer, "unknown_events"):
+        unk = tokenizer.unknown_events(events)
+    elif new.any():
+        unknown = _unknown(events.filter(pl.Series(new[code_N])), tokenizer)
+        unk = {name: int(n) for name, n in zip(names, often, strict=True) if name in unknown}
+    return {name: (int(n), unk.get(name, 0)) for name, n in zip(names, often, strict=True)}
 
 
 def _unknown(events: pl.DataFrame, tokenizer: Tokenizer) -> set[str]:

@@ -41,6 +41,7 @@ from ehr_tokenize.base import (
 )
 from ehr_tokenize.number_tokens import Numbers, equal_width, limits
 from ehr_tokenize.plugin import EthosConfig
+from ehr_tokenize.spacing import Lengths, Spacing, join
 
 END = "TIMELINE_END"
 INTERVALS = {
@@ -65,7 +66,7 @@ INTERVALS = {
     "=6mt": 180 * DAY,
 }
 """Token to its lower bound in microseconds; the last one is repeated."""
-SPACING = stages.Spacing(tuple(INTERVALS), np.array(list(INTERVALS.values()), np.int64))
+SPACING = Spacing(tuple(INTERVALS), np.array(list(INTERVALS.values()), np.int64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Summary:
 
     timeline: stages.Counts
     static: stages.Counts
-    intervals: list[tuple[int, int, int]]
+    intervals: Lengths
     births: int
     timelines: int
     """Subjects with at least one timeline event."""
@@ -85,7 +86,7 @@ class Summary:
 class Ethos(TimelineTokenizer):
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
-    saved = ("breaks", "static_breaks", "interval_estimates", "dropped")
+    saved = (*TimelineTokenizer.saved, "dropped")
     spacing = SPACING
     growable = True  # see `ehr_tokenize.grow`
 
@@ -172,12 +173,8 @@ class Ethos(TimelineTokenizer):
         self._fit_breaks(timeline)
         bins = stages.bin_counts(timeline, self.breaks, self.settings.num_quantiles)
         often, rare = self._often(timeline, bins)
-        measured = [p.intervals for p in parts]
-        self.interval_estimates = SPACING.estimates(measured)
-
         tokens = self.numbers.tokens(bins)
-        for index, name in enumerate(INTERVALS):
-            tokens.append(Token(name, "interval", (), sum(shard[index][0] for shard in measured)))
+        tokens += self.fit_intervals(join(p.intervals for p in parts), SPACING.names, SPACING.middles())
         if self.settings.timeline_end:
             tokens.append(Token(END, "end", (), sum(p.timelines for p in parts)))
         born = any(p.births for p in parts)

@@ -33,7 +33,6 @@ from ehr_tokenize.base import (
     MINUTE,
     TENS,
     UNITS,
-    Once,
     Parts,
     Strand,
     TimelineTokenizer,
@@ -44,6 +43,7 @@ from ehr_tokenize.base import (
     weave,
 )
 from ehr_tokenize.plugin import FusedConfig
+from ehr_tokenize.spacing import Lengths, Once, join
 
 START, END = "TIMELINE//START", "TIMELINE//END"
 EDGES = (
@@ -77,7 +77,7 @@ class Summary:
     subjects: dict[str, int]
     """Subjects that have each timeline code."""
     static: stages.Counts
-    intervals: list[tuple[int, int, int]]
+    intervals: Lengths
     births: int
     timelines: int
 
@@ -131,13 +131,9 @@ class Fused(TimelineTokenizer):
         size = self.settings.num_quantiles
         self.breaks = {c: b for c, b in stages.quantile_breaks(timeline, size).items() if c in often}
         fused = self._fused(stages.bin_counts(timeline, half_open(self.breaks), size))
-        measured = [p.intervals for p in found]
-        self.interval_estimates = DELTA.estimates(measured)
-
         timelines = sum(p.timelines for p in found)
         tokens = [Token(START, "start", (), timelines)]
-        for index, name in enumerate(DELTA.names):
-            tokens.append(Token(name, "interval", (), sum(shard[index][0] for shard in measured)))
+        tokens += self.fit_intervals(join(p.intervals for p in found), DELTA.names, DELTA.middles())
         if self.settings.timeline_end:
             tokens.append(Token(END, "end", (), timelines))
         born = any(p.births for p in found)

@@ -1,8 +1,8 @@
 """Building blocks of tokenizers: columnar operations on the events of one shard. No loop runs over events or subjects.
 
 Shapes: N rows (events), S subjects, C distinct codes, Q quantiles, T tokens. A tokenizer is a few calls: `records`
-makes arrays of the events, `Records.where` filters, `gaps` and `Spacing` turn time into tokens, `count` and `merge`
-fit, `find_bins` turns numbers into quantiles, and `interleave` weaves everything into one timeline.
+makes arrays of the events, `Records.where` filters, `gaps` and `spacing.Spacing` turn time into tokens, `count` and
+`merge` fit, `find_bins` turns numbers into quantiles, and `interleave` weaves everything into one timeline.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ehr_core.formats.tokens import NO_TIME
 
 from ehr_tokenize.quantiles import Counts, bin_counts, merge, quantile_breaks, tally
 
-__all__ = ["Counts", "Records", "Spacing", "bin_counts", "count", "find_bins", "gaps", "interleave", "merge"]
+__all__ = ["Counts", "Records", "bin_counts", "count", "find_bins", "gaps", "interleave", "merge"]
 __all__ += ["offsets", "quantile_breaks", "records"]
 
 
@@ -77,52 +77,6 @@ def gaps(rows: Records) -> np.ndarray:
     gap_N = np.diff(rows.time_N, prepend=rows.time_N[:1])
     gap_N[1:][rows.subject_N[1:] != rows.subject_N[:-1]] = 0
     return gap_N
-
-
-@dataclasses.dataclass(frozen=True)
-class Spacing:
-    """Tokens for gaps in time: the last whose lower bound is not above the gap; none below the first bound.
-
-    A gap that reaches the last bound gives that token round(gap / bound) times, so that long gaps keep their length.
-    """
-
-    names: tuple[str, ...]
-    bounds: np.ndarray
-    """int64 microseconds, ascending, one a name."""
-
-    def days(self) -> dict[str, list[float | None]]:
-        """Per token the shortest and longest gap in days; None: no longest."""
-        lower = (self.bounds / 86_400_000_000).tolist()
-        return {name: [low, high] for name, low, high in zip(self.names, lower, [*lower[1:], None], strict=True)}
-
-    def find(self, gap_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) index of the token (-1: none) and (N,) how many of it."""
-        index_N = np.searchsorted(self.bounds, gap_N, side="right") - 1
-        count_N = (index_N >= 0).astype(np.int64)
-        unit = int(self.bounds[-1])
-        long_N = np.flatnonzero(index_N == len(self.names) - 1)
-        count_N[long_N] = (gap_N[long_N] + unit // 2) // unit
-        return index_N, count_N
-
-    def measure(self, gap_N: np.ndarray) -> list[tuple[int, int, int]]:
-        """Per token: how many, whole seconds and microseconds that they stand for. Exact, so that shards add up."""
-        index_N, count_N = self.find(gap_N)
-        at = np.flatnonzero(index_N >= 0)
-        # Seconds and rest apart: a sum of microseconds over many long lives would overflow int64. Float64 weights are
-        # exact here, as sums stay below 2**53.
-        weights = (count_N[at], gap_N[at] // 1_000_000, gap_N[at] % 1_000_000)
-        sums = [np.bincount(index_N[at], weight, len(self.names)).astype(np.int64).tolist() for weight in weights]
-        return list(zip(*sums, strict=True))
-
-    def estimates(self, measured: Sequence[list[tuple[int, int, int]]]) -> dict[str, float]:
-        """Mean seconds per token over all shards; one that never occurred stands for the middle of its range."""
-        means = {}
-        for token, name in enumerate(self.names):
-            count, seconds, rest = (sum(shard[token][part] for shard in measured) for part in range(3))
-            low = int(self.bounds[token])
-            high = int(self.bounds[token + 1]) if token + 1 < len(self.names) else low
-            means[name] = (seconds + rest / 1e6) / count if count else (low + high) / 2e6
-        return means
 
 
 # -- numbers

@@ -39,12 +39,12 @@ from ehr_tokenize.base import (
     HOUR,
     MINUTE,
     FittedTokenizer,
-    Once,
     assemble,
     half_open,
     often_enough,
     static_arrays,
 )
+from ehr_tokenize.spacing import Lengths, Once, join
 
 from ehr_fms.layout import lay_out, place_items
 from ehr_fms.plugin import FmsConfig
@@ -70,7 +70,7 @@ class Summary:
     prefix: stages.Counts
     codes: dict[str, set[str]]
     """MEDS codes that became each token."""
-    intervals: list[tuple[int, int, int]]
+    intervals: Lengths
     fixed: dict[str, int]
     """How often TL_START, TL_END and ELLIPSIS occur."""
 
@@ -80,7 +80,7 @@ class Fms(FittedTokenizer):
 
     settings: Any
     breaks: dict[str, list[float]]
-    saved = ("breaks", "prefix_breaks", "interval_estimates")
+    saved = (*FittedTokenizer.saved, "prefix_breaks")
     spacing = SPACING
 
     def __init__(self, settings: FmsConfig):
@@ -180,12 +180,9 @@ class Fms(FittedTokenizer):
                 codes[name] |= own
         often = often_enough(items, self.settings.min_count)
         self._fit_breaks(items, prefix, often)
-        measured = [p.intervals for p in parts]
-        self.interval_estimates = SPACING.estimates(measured)
         tokens = [Token(START, "start", (), fixed[START]), Token(END, "end", (), fixed[END])]
         tokens += [Token(TRUNC, "cut"), Token(ELLIPSIS, "cut", (), fixed[ELLIPSIS])]
-        for index, name in enumerate(SPACING.names):
-            tokens.append(Token(name, "interval", (), sum(shard[index][0] for shard in measured)))
+        tokens += self.fit_intervals(join(p.intervals for p in parts), SPACING.names, SPACING.middles())
         bins = stages.bin_counts(items, half_open(self.breaks), len(self.labels))
         bare, fused = dict(often), {}
         if self.settings.fused:
@@ -247,6 +244,17 @@ class Fms(FittedTokenizer):
             **self._timeline(found, items, prefix, ellipsis_K),
             **static_arrays(none, none, none, none, size=size, dtype=self.dtype),
         )
+
+    def unknown_events(self, events: pl.DataFrame) -> dict[str, int]:
+        """MEDS code to how many of its events become [UNK], cut or not. What is in no hospitalization does not."""
+        found, items, prefix, _ = self._find(events)
+        rows = []
+        for part, breaks, kind in ((items, self.breaks, "code"), (prefix, self.prefix_breaks, "static")):
+            base_M, bin_M = self._item_ids(part, breaks, kind)
+            rows.append(part.row_M[(base_M == UNK) & (bin_M < 0) & (part.row_M >= 0)])
+        code_M = found.rows.code_N[np.unique(np.concatenate(rows))]
+        often_C = np.bincount(code_M, minlength=len(found.rows.names_C))
+        return {found.rows.names_C[c]: int(often_C[c]) for c in np.flatnonzero(often_C)}
 
     def _timeline(self, found: StayRows, items: Items, prefix: Items, ellipsis_K: np.ndarray) -> dict[str, Any]:
         """``offset``, ``token``, ``time`` and ``columns`` of a token table."""

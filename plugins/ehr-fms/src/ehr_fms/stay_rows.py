@@ -47,6 +47,8 @@ class Items:
     value_M: np.ndarray
     """float32, NaN where there is none."""
     time_M: np.ndarray
+    row_M: np.ndarray
+    """The row that it was made of; -1 for none."""
     codes_C: list[set[str]]
     """MEDS codes that became each name."""
 
@@ -169,7 +171,7 @@ def find_items(found: StayRows, prefix: Sequence[Entry], events: Sequence[Entry]
     closed_K = np.append(stays.close_K != NO_TIME, False)
     ended_N = inside_N & closed_K[stays.stay_N]
     none = np.zeros(0, np.int64)
-    parts = [(none, none, none, none.astype(np.float32), none)]
+    parts = [(none, none, none, none.astype(np.float32), none, none)]
     for phase, entry in [*((0, e) for e in events), *enumerate(suffix, start=1)]:
         allowed_N = ended_N if phase else open_N
         mask_N = _mask(found, entry, allowed_N)
@@ -178,9 +180,9 @@ def find_items(found: StayRows, prefix: Sequence[Entry], events: Sequence[Entry]
         name_C = names.of_rows(rows, at, None, entry)
         time_M = stays.close_K[stays.stay_N[at]] if phase else rows.time_N[at]
         parts.append((stays.stay_N[at], np.full(len(at), phase), name_C[rows.code_N[at]],
-                      _numbers(found, entry, at), time_M))  # fmt: skip
-    stay, phase_M, name, value, time = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return Items(list(names.place), stay, phase_M, name, value, time, names.codes)
+                      _numbers(found, entry, at), time_M, at))  # fmt: skip
+    stay, phase_M, name, value, time, row = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Items(list(names.place), stay, phase_M, name, value, time, row, names.codes)
 
 
 def find_prefix(found: StayRows, prefix: Sequence[Entry]) -> Items:
@@ -192,10 +194,11 @@ def find_prefix(found: StayRows, prefix: Sequence[Entry]) -> Items:
     until_K = np.searchsorted(instant_N, instant_N[stays.first_K], side="right")
     subject_K = np.searchsorted(rows.subject_N, stays.subject_K)
     instant_K = np.searchsorted(instant_N, instant_N[stays.first_K])
-    name_PK, value_PK = [], []
+    name_PK, value_PK, row_PK = [], [], []
     for entry in prefix:
         unknown = names.of(f"{entry.prefix}_UNKNOWN")
         name_K, value_K = np.full(size, unknown), np.full(size, np.nan, np.float32)
+        source_K = np.full(size, -1)
         if entry.pattern is None:
             name_K[:] = names.of(entry.prefix)
             age = pl.DataFrame({"age": found.age_K}).with_columns(pl.col("age").fill_nan(None))
@@ -213,15 +216,18 @@ def find_prefix(found: StayRows, prefix: Sequence[Entry]) -> Items:
             name_C = names.of_rows(rows, chosen, entry.prefix if entry.numeric else None, entry)
             name_K[has_K] = name_C[rows.code_N[chosen]]
             value_K[has_K] = _numbers(found, entry, chosen)
+            source_K[has_K] = chosen
         if entry.numeric:  # without a number nothing is known
             name_K = np.where(np.isnan(value_K), unknown, name_K)
         name_PK.append(name_K)
         value_PK.append(value_K)
+        row_PK.append(source_K)
     stay = np.tile(np.arange(size), len(prefix))
     phase = np.repeat(np.arange(len(prefix)), size)
-    name = np.concatenate(name_PK) if name_PK else np.zeros(0, np.int64)
-    value = np.concatenate(value_PK) if value_PK else np.zeros(0, np.float32)
-    return Items(list(names.place), stay, phase, name, value, stays.start_K[stay], names.codes)
+    none = np.zeros(0, np.int64)
+    name, row = (np.concatenate([none, *arrays]) for arrays in (name_PK, row_PK))
+    value = np.concatenate([none.astype(np.float32), *value_PK])
+    return Items(list(names.place), stay, phase, name, value, stays.start_K[stay], row, names.codes)
 
 
 def within_days(items: Items, stays: Stays, days: float | None) -> tuple[Items, np.ndarray]:
@@ -231,6 +237,7 @@ def within_days(items: Items, stays: Stays, days: float | None) -> tuple[Items, 
     if days is not None:
         late_M = (items.phase_M == 0) & (items.time_M - stays.start_K[items.stay_M] > days * DAY)
         np.minimum.at(first_K, items.stay_M[late_M], items.time_M[late_M])
-        arrays = {name: getattr(items, name)[~late_M] for name in ("stay_M", "phase_M", "name_M", "value_M", "time_M")}
+        names = ("stay_M", "phase_M", "name_M", "value_M", "time_M", "row_M")
+        arrays = {name: getattr(items, name)[~late_M] for name in names}
         items = dataclasses.replace(items, **arrays)
     return items, np.where(first_K == np.iinfo(np.int64).max, NO_TIME, first_K)

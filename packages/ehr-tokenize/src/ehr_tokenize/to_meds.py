@@ -1,0 +1,210 @@
+"""Building blocks of sources that turn tables of records into MEDS, in memory that is bounded by a batch or a shard.
+
+`plan` says where each subject goes. `spool` takes the events of one table in the table's order, batch by batch, and
+leaves them on disk with each shard's rows together; `write_shards` reads each shard's rows back, sorts and writes them.
+Rows of one time keep the order of the spools, then that of the table, so the same tables give the same bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ehr_core.errors import ConfigError
+from ehr_core.formats.folder import write_json
+from ehr_core.formats.tables import SPLITS
+from ehr_core.progress import track
+from ehr_core.protocols import Executor
+
+from ehr_tokenize.splits import shares_of, split_of
+from ehr_tokenize.tables_settings import TablesConfig
+
+MEDS_VERSION = "0.4.1"
+SCHEMA = pa.schema(
+    [
+        pa.field("subject_id", pa.int64(), nullable=False),
+        ("time", pa.timestamp("us")),
+        pa.field("code", pa.string(), nullable=False),
+        ("numeric_value", pa.float32()),
+        ("text_value", pa.large_string()),
+        ("unit", pa.string()),
+    ]
+)
+EVENTS: dict[str, Any] = {
+    "subject_id": pl.Int64,
+    "time": pl.Datetime("us"),
+    "code": pl.String,
+    "numeric_value": pl.Float32,
+    "text_value": pl.String,
+    "unit": pl.String,
+}
+BOOK: dict[str, Any] = {"code": pl.String, "description": pl.String, "parent": pl.String}
+"""What `spool` notes of each code; ``parent`` is the code that it narrows down, as ``LOINC//718-7`` for one in g/dL."""
+BOOK_SCHEMA = pa.schema(
+    [
+        pa.field("code", pa.string(), nullable=False),
+        ("description", pa.string()),
+        ("parent_codes", pa.list_(pa.string())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where each subject goes. Shapes: S subjects, K shards."""
+
+    subject_id_S: np.ndarray
+    """int64, ascending."""
+    shard_S: np.ndarray
+    """int64 number of the subject's shard, counted through all splits."""
+    pieces: tuple[tuple[str, int], ...]
+    """(K) split of each shard, and its number there."""
+
+
+def plan(subject_id: np.ndarray, settings: TablesConfig) -> Plan:
+    """Splits by hash, and shards of at most ``shard_subjects`` in order of id; a split without subjects has one, too.
+
+    Raises ConfigError for shares that do not add up to 1 and for shards of nobody.
+    """
+    shares = shares_of(settings.train, settings.tuning, settings.held_out)
+    if settings.shard_subjects < 1:
+        raise ConfigError(f"source.shard_subjects is {settings.shard_subjects}; it must be at least 1")
+    subject_id_S = np.sort(subject_id)
+    split_S = split_of(subject_id_S, settings.seed, shares)
+    shard_S = np.zeros(len(subject_id_S), np.int64)
+    pieces: list[tuple[str, int]] = []
+    for index, split in enumerate(SPLITS):
+        members = np.flatnonzero(split_S == index)
+        shard_S[members] = len(pieces) + np.arange(len(members)) // settings.shard_subjects
+        pieces += [(split, number) for number in range(max(1, -(-len(members) // settings.shard_subjects)))]
+    return Plan(subject_id_S, shard_S, tuple(pieces))
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """Events of one table on disk."""
+
+    path: Path
+    places: dict[int, list[int]]
+    """Shard to the numbers of its record batches, in order."""
+    book: pl.DataFrame
+    """Each code once, as `BOOK`."""
+    left_out: Counter[str]
+    """Rows that became no event, by reason."""
+    once: bool
+    """Whether equal events of a subject count once."""
+
+
+def spool(plan: Plan, path: Path, parts: Iterable[pl.DataFrame], left_out: Counter[str], once: bool = False) -> Spooled:
+    """Write events (columns of `EVENTS` and `BOOK`; missing ones are null), each shard's rows of a part together.
+
+    Events of nobody in the plan are left out and counted, as are events with a null ``code``. Static events have a null
+    ``time`` and a true ``static``; other events without a time are left out and counted.
+    """
+    places: dict[int, list[int]] = {}
+    book = pl.DataFrame(schema=BOOK)
+    written = 0
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA, options=options) as writer:
+        for part in parts:
+            kept = _kept(plan, part, left_out)
+            new = kept.select(_all(kept, BOOK)).unique("code", keep="first", maintain_order=True)
+            book = pl.concat([book, new]).unique("code", keep="first", maintain_order=True)
+            for (shard,), rows in kept.group_by("shard", maintain_order=True):
+                table = rows.select(_all(rows, EVENTS)).to_arrow().cast(SCHEMA).combine_chunks()
+                writer.write_table(table)
+                count = len(table.to_batches())
+                places.setdefault(int(shard), []).extend(range(written, written + count))
+                written += count
+    return Spooled(path, places, book, left_out, once)
+
+
+def _kept(plan: Plan, part: pl.DataFrame, left_out: Counter[str]) -> pl.DataFrame:
+    """The rows that are events of somebody, with the number of their shard."""
+    static = part["static"] if "static" in part.columns else pl.repeat(False, len(part), eager=True)
+    subject_N = part["subject_id"].fill_null(-1).to_numpy()
+    if not len(plan.subject_id_S):
+        return part.clear().with_columns(pl.lit(0).alias("shard"))
+    at_N = np.minimum(np.searchsorted(plan.subject_id_S, subject_N), len(plan.subject_id_S) - 1)
+    known = pl.Series(plan.subject_id_S[at_N] == subject_N) & part["subject_id"].is_not_null()
+    timed = part["time"].is_not_null() | static
+    coded = part["code"].is_not_null()
+    for reason, bad in (("no such subject", ~known), ("no time", known & ~timed), ("no code", known & timed & ~coded)):
+        if bad.any():
+            left_out[reason] += int(bad.sum())
+    return part.with_columns(pl.Series("shard", plan.shard_S[at_N])).filter(known & timed & coded)
+
+
+def _all(part: pl.DataFrame, schema: Mapping[str, Any]) -> list[pl.Expr]:
+    return [
+        (pl.col(name) if name in part.columns else pl.lit(None)).cast(kind).alias(name) for name, kind in schema.items()
+    ]
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """A shard to write, and where its rows are: file, numbers of record batches, whether equal events count once."""
+
+    path: Path
+    places: tuple[tuple[Path, tuple[int, ...], bool], ...]
+
+
+def write_shards(plan: Plan, output: Path, spools: Sequence[Spooled], executor: Executor) -> int:
+    """Write ``data/<split>/<number>.parquet`` of every shard; returns the number of events."""
+    jobs = []
+    for index, (split, number) in enumerate(plan.pieces):
+        places = tuple((s.path, tuple(s.places[index]), s.once) for s in spools if index in s.places)
+        path = output / "data" / split / f"{number}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        jobs.append(ShardJob(path, places))
+    return sum(track(executor.map(write_shard, jobs), "write", len(jobs), "shards"))
+
+
+def write_shard(job: ShardJob) -> int:
+    """Sort the rows of a shard by subject and time (static ones first) and write them; returns their number."""
+    parts = [pl.DataFrame(schema=EVENTS)]
+    for path, numbers, once in job.places:
+        with pa.memory_map(str(path)) as source:
+            reader = pa.ipc.open_file(source)
+            rows = pl.from_arrow(pa.Table.from_batches([reader.get_batch(number) for number in numbers]))
+        assert isinstance(rows, pl.DataFrame)
+        parts.append(rows.unique(maintain_order=True) if once else rows)
+    events = pl.concat(parts).sort("subject_id", "time", nulls_last=False, maintain_order=True)
+    pq.write_table(events.to_arrow().cast(SCHEMA), job.path, compression="zstd")
+    return len(events)
+
+
+def gather_book(spools: Sequence[Spooled]) -> pl.DataFrame:
+    """All codes, each once and in order, as `BOOK`."""
+    book = pl.concat([pl.DataFrame(schema=BOOK), *(spooled.book for spooled in spools)])
+    return book.unique("code", keep="first", maintain_order=True).sort("code")
+
+
+def write_metadata(output: Path, plan: Plan, book: pl.DataFrame, facts: Mapping[str, Any]) -> None:
+    """Write ``metadata``: dataset.json with these facts, codes.parquet and subject_splits.parquet."""
+    folder = output / "metadata"
+    folder.mkdir()
+    codes = book.select("code", "description", pl.concat_list("parent").alias("parent_codes"))
+    codes = codes.with_columns(pl.when(book["parent"].is_not_null()).then("parent_codes"))
+    pq.write_table(codes.to_arrow().cast(BOOK_SCHEMA), folder / "codes.parquet")
+    split_K = np.array([split for split, _ in plan.pieces])
+    splits = {"subject_id": plan.subject_id_S, "split": pa.array(split_K[plan.shard_S].tolist(), pa.string())}
+    pq.write_table(pa.table(splits), folder / "subject_splits.parquet")
+    write_json(folder / "dataset.json", {"meds_version": MEDS_VERSION, "code_modifier_columns": ["unit"], **facts})
+
+
+def report_left_out(spools: Mapping[str, Spooled], output: Path) -> None:
+    """Write ``metadata/left_out.json``, table to reason to rows, and say it on stderr when there is something."""
+    found = {name: dict(spooled.left_out) for name, spooled in spools.items() if spooled.left_out.total()}
+    write_json(output / "metadata" / "left_out.json", found)
+    for name, reasons in found.items():
+        said = ", ".join(f"{count:,} rows with {reason}" for reason, count in sorted(reasons.items()))
+        print(f"left out of {name}: {said}", file=sys.stderr)
