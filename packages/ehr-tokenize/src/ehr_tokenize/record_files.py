@@ -24,7 +24,7 @@ BLOCK = 1 << 25
 """Bytes of text in a batch of a CSV."""
 ROWS = 1 << 18
 """Rows in a batch of a Parquet file."""
-TIME_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M", "%Y%m%d")
+TIME_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M", "%Y%m%d")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Batch:
         return number.set(number.is_finite().not_(), None)
 
     def time(self, name: str) -> pl.Series:
-        """Microseconds, in UTC where a time zone is given; a date is its midnight. Raises DataError for what is none."""
+        """Microseconds, in UTC where there is a time zone; a date is its midnight. DataError for what is neither."""
         column = self._column(name)
         if column.dtype == pl.String:
             text = self.text(name)
@@ -142,7 +142,6 @@ class Batch:
 def parse_times(text: pl.Series) -> pl.Series:
     """Datetimes of ISO dates and times, with ``T`` or a blank, with or without a zone; null for anything else."""
     plain = text.str.replace("T", " ", literal=True).str.replace(r"(?:Z| UTC)$", "")
-    plain = plain.str.replace(r"([+-]\d\d)$", "${1}:00").set(~plain.str.contains(r"^\d{8}$|:\d\d"), plain)
     time = pl.Series(text.name, [None] * len(text), pl.Datetime("us"))
     for form in TIME_FORMATS:
         left = plain.set(time.is_not_null(), None)
@@ -151,7 +150,7 @@ def parse_times(text: pl.Series) -> pl.Series:
         found = left.str.to_datetime(form, time_unit="us", strict=False, exact=True)
         if found.dtype.time_zone:  # type: ignore[attr-defined]
             found = found.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-        time = time.set(time.is_null(), found)
+        time = time.zip_with(time.is_not_null(), found)
     return time
 
 

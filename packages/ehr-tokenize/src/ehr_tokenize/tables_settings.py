@@ -1,4 +1,4 @@
-"""Settings that sources share which turn tables of records into MEDS. Import-light, so that a plugin may subclass it."""
+"""Settings of sources that turn tables of records into MEDS. Import-light, so that a plugin may subclass them."""
 
 from dataclasses import dataclass
 
