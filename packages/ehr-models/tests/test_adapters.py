@@ -1,7 +1,7 @@
 import pytest
 import torch
 from ehr_core.errors import ConfigError, FormatError
-from ehr_models.adapter_settings import PRESETS, AdapterConfig, preset
+from ehr_models.adapter_settings import PRESETS, AdapterConfig, preset, resolve
 from ehr_models.adapters import count_parameters, load, merge, save, target_names, wrap
 from ehr_models.bert import build as build_bert
 from ehr_models.bert_settings import BertConfig
@@ -202,6 +202,28 @@ def test_settings_that_cannot_be_are_one_clear_error():
     ):
         with pytest.raises(ConfigError, match=words):
             wrap(FAMILIES["gpt"](), settings)
+
+
+def test_a_network_gives_itself_what_is_asked_for_by_name_with_changes_or_from_a_folder(tmp_path):
+    base = FAMILIES["gpt"]()
+    fresh = {name: weight.clone() for name, weight in base.state_dict().items()}
+    model = base.adapters.apply(base, {"name": "lora_all", "rank": 2})
+    assert model.ehr_settings["default"] == AdapterConfig("lora_all", rank=2, alpha=32, targets="all")
+    save(trained(model), tmp_path / "adapter")
+    expected = logits(model.eval())
+    again = FAMILIES["gpt"]()
+    again.load_state_dict(fresh)
+    model = again.adapters.apply(again, str(tmp_path / "adapter"))
+    assert torch.equal(logits(model), expected)
+    assert count_parameters(model)["trainable"] == count_parameters(model)["adapter"] > 0
+    assert resolve("dora") == preset("dora")
+    for asked, words in (
+        ("lroa", "no adapter is named 'lroa'.*allowed: lora, lora_all, dora, rslora"),
+        ({"rnak": 1}, "no setting 'rnak'"),
+        ({"rank": True}, "rank is True; it must be of type int"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            resolve(asked)
 
 
 def test_an_adapter_learns_with_gradient_checkpointing(pack, windows):

@@ -9,6 +9,7 @@ experts are no linear layers and stay as they are.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ehr_models.adapter_settings import AdapterConfig
+from ehr_models.adapter_settings import AdapterConfig, resolve
 from ehr_models.digest import weights_digest
 
 TARGETS = ("attention", "feed_forward", "all")
@@ -51,6 +52,16 @@ def wrap(model: Any, settings: AdapterConfig, name: str = DEFAULT) -> PeftModel:
         model.ehr_bases, model.ehr_settings = bases, {}
     model.ehr_settings[name] = settings
     return model
+
+
+def apply(model: Any, asked: str | Mapping[str, Any]) -> PeftModel:
+    """The model with the adapter that a user asks for: a preset, one with changes, or one that `save` wrote.
+
+    Raises ConfigError as `resolve` and `wrap` do, and FormatError as `load` does.
+    """
+    if isinstance(asked, str) and (Path(asked) / FACTS).is_file():
+        return load(model, Path(asked))
+    return wrap(model, resolve(asked))
 
 
 def save(model: PeftModel, folder: Path, objective: nn.Module | None = None, name: str = DEFAULT) -> None:
@@ -131,7 +142,7 @@ def target_names(model: nn.Module, targets: str) -> list[str]:
             continue
         is_attention = any("att" in part for part in parts)
         wanted = targets == "all" or is_attention == (targets == "attention")
-        if wanted and not set(parts) & set(NOT_ADAPTED):
+        if wanted and not set(parts) & {*NOT_ADAPTED, *getattr(model, "not_adapted", ())}:
             found.append(name)
     if not found:
         raise ConfigError(f"{type(model).__name__} has no linear layer for adapter.targets={targets}; choose another")

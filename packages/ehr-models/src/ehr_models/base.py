@@ -3,6 +3,7 @@
 Shapes: B rows, T positions, D width, V vocabulary, P rows of the embedding table (V padded to a multiple of 64).
 """
 
+import importlib
 import math
 import os
 from dataclasses import dataclass
@@ -92,6 +93,11 @@ class EhrModel(PreTrainedModel):
     def num_rows(self) -> int:
         """P, rows of the embedding table."""
         return padded_rows(self.config.vocab_size, self.config.pad_vocab_to_multiple_of)
+
+    @property
+    def adapters(self) -> Any:
+        """The module `ehr_models.adapters`: how a trainer that knows the network alone gives it an adapter."""
+        return importlib.import_module("ehr_models.adapters")
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token table."""

@@ -36,6 +36,9 @@ class TrainJob:
     """Labels folder with ``train.parquet`` (and ``tuning.parquet``), for labelled objectives."""
     start: str | None = None
     """Run folder to start the model from; its objective is not taken over."""
+    adapter: Any = None
+    """Train an adapter and the objective's head, and freeze the rest of the model of ``start``: the name of a preset, a
+    mapping with ``name`` and changed settings, or a folder with an adapter that was trained before."""
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON values."""
@@ -52,6 +55,7 @@ class TrainJob:
         except OmegaConfBaseException as error:
             raise ConfigError(f"settings of train: {str(error).splitlines()[0]}") from error
         plain = {name: found[name] for name in ("store", "output", "seed", "labels", "start")}
+        plain["adapter"] = found.get("adapter")
         return cls(**plain, **parts, trackers=trackers, train=train)  # type: ignore[arg-type]
 
     def digest(self, inputs: dict[str, str], world_size: int) -> str:
@@ -59,6 +63,7 @@ class TrainJob:
         found = self.to_plain()
         deciding = {name: found[name] for name in ("model", "objective", "strategy", "train", "seed")}
         free = ("log_every", "checkpoint_every", "checkpoint_every_seconds", "keep_epochs")
+        deciding["adapter"] = None if adapter_folder(self.adapter) else found["adapter"]
         deciding["train"] = {name: value for name, value in found["train"].items() if name not in free}
         digest: str = digest_of([deciding, inputs, world_size])
         return digest
@@ -67,6 +72,12 @@ class TrainJob:
 def _part(kind: str, found: dict[str, Any] | None) -> Any:
     assert kind in KINDS
     return None if found is None else config.from_plain(kind, found)
+
+
+def adapter_folder(asked: Any) -> Path | None:
+    """The folder that an ``adapter`` names, where it names one."""
+    named = isinstance(asked, str) and (Path(asked) / "adapter.json").is_file()
+    return Path(asked) if named else None
 
 
 def running(output: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from ehr_core.config import from_plain
 from ehr_core.errors import ConfigError, EhrError, FormatError
-from ehr_core.formats.folder import check_free, file_digest, publish, write_json
+from ehr_core.formats.folder import check_free, digest_of, file_digest, file_digests, publish, write_json
 from ehr_core.formats.run import Run
 from ehr_core.formats.tables import label_splits
 from ehr_core.formats.tokens import TokenStore
@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from ehr_train import checkpoint, data, runfolder
 from ehr_train.group import RENDEZVOUS, Group, is_shared, revive
-from ehr_train.job import TrainJob, running
+from ehr_train.job import TrainJob, adapter_folder, running
 from ehr_train.learner import context_length, make_learner, open_run, start_from
 from ehr_train.trainer import Trainer
 
@@ -104,6 +104,8 @@ def train_here(job: TrainJob) -> None:
         if group.rank == 0:
             if continued:
                 print(f"continuing {output.name} at step {trainer.state.step} of {trainer.total}", file=sys.stderr)
+            elif job.adapter is not None:
+                print(runfolder.describe_parameters(trainer.parameters), file=sys.stderr)
             runfolder.begin(folder, job, Path(job.store))
             for tracker in trackers:
                 tracker.start(folder, job.to_plain(), trainer.state.step + 1)
@@ -147,6 +149,8 @@ def _prepare(job: TrainJob, folder: Path) -> Prepared:
     """Open the data and build the learner, the same on every rank."""
     store = TokenStore(job.store)
     begin = None
+    if job.adapter is not None and job.start is None:
+        raise ConfigError("an adapter needs a trained model to sit on; give the run to start from")
     if job.start is not None:
         run, begin = open_run(job.start)
         run.check_vocabulary(store.vocabulary, store.path)
@@ -158,6 +162,8 @@ def _prepare(job: TrainJob, folder: Path) -> Prepared:
     learner = make_learner(job.model, job.objective, store.vocabulary, store.columns)
     if begin is not None:
         start_from(learner, begin, Path(job.start or ""))
+    if job.adapter is not None:
+        learner.adapt(job.adapter, job.model.name)
     labels = _labels(job, learner.objective.labelled)
     context = context_length(job.train.context_length, learner.model)
     share = bool(learner.model.causal)
@@ -192,6 +198,8 @@ def input_digests(job: TrainJob, labels: Path | None) -> dict[str, str]:
     inputs = {"store": TokenStore(job.store).manifest.digest}
     if job.start is not None:
         inputs["start"] = Run(job.start).manifest.digest
+    if (folder := adapter_folder(job.adapter)) is not None:
+        inputs["adapter"] = digest_of(file_digests(folder))
     if labels is not None:
         inputs |= {f"labels/{name}": file_digest(labels / f"{name}.parquet") for name in label_splits(labels)}
     return inputs

@@ -1,6 +1,11 @@
-"""Model and objective together: made by name, started from a run, or loaded from one to predict."""
+"""Model and objective together: made by name, started from a run, or loaded from one to predict.
 
-from collections.abc import Sequence
+A model may get an adapter: small trained parts, all else frozen. How is the model's own affair: one that can be
+adapted has ``adapters`` with ``apply``, ``save``, ``merge`` and ``count_parameters``, as `ehr_models.adapters` has
+them. Weights then are those of the adapter; the frozen ones are in the run that it started from.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +26,42 @@ class Learner(nn.Module):
 
     model: Any
     objective: Any
+    adapters: Any = None
+    """How the model's adapter is saved and merged, where it has one."""
 
     def __init__(self, model: nn.Module, objective: nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
+
+    def adapt(self, asked: str | Mapping[str, Any], name: str) -> None:
+        """Give the model an adapter, and freeze the rest. Raises ConfigError when the model, ``name``, has none."""
+        adapters = getattr(self.model, "adapters", None)
+        if adapters is None:
+            raise ConfigError(f"model {name!r} offers no adapters; leave out adapter, and all of it is trained")
+        self.model, self.adapters = adapters.apply(self.model, asked), adapters
+
+    def weights(self) -> dict[str, dict[str, torch.Tensor]]:
+        """``model`` (or ``adapter``: all but the frozen parameters) and ``objective``, for a checkpoint."""
+        objective = self.objective.state_dict()
+        if self.adapters is None:
+            return {"model": self.model.state_dict(), "objective": objective}
+        return {"adapter": unfrozen(self.model), "objective": objective}
+
+    def restore(self, weights: Mapping[str, Any], path: Path) -> None:
+        """Put back what `weights` gave. Raises FormatError that names the file."""
+        if self.adapters is None:
+            put(self.model, weights["model"], path)
+        else:
+            put(self.model, weights["adapter"], path, frozen=True)
+        put(self.objective, weights["objective"], path)
+
+    def parameters_by_kind(self) -> dict[str, int]:
+        """How many: ``model``, ``objective``, ``total``, ``trainable``, ``adapter``, ``frozen``; shared ones once."""
+        sizes = {name: sum(p.numel() for p in getattr(self, name).parameters()) for name in ("model", "objective")}
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.parameters())
+        adapter = 0 if self.adapters is None else self.adapters.count_parameters(self.model)["adapter"]
+        return {**sizes, "total": total, "trainable": trainable, "adapter": adapter, "frozen": total - trainable}
 
     def forward(self, batch: Batch) -> Loss:
         """Sum and count of the loss over a batch."""
@@ -52,8 +89,20 @@ def start_from(learner: Learner, content: dict[str, Any], path: Path) -> None:
     put(learner.model, content["model"], path)
 
 
-def put(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Load all weights, no more and no fewer. Raises FormatError that names the run."""
+def unfrozen(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The state of a module without its frozen parameters."""
+    frozen = {name for name, weight in module.named_parameters(remove_duplicate=False) if not weight.requires_grad}
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
+
+
+def put(module: nn.Module, state: dict[str, torch.Tensor], path: Path, frozen: bool = False) -> None:
+    """Load all weights, no more and no fewer; with ``frozen`` those that are stay as they are.
+
+    Raises FormatError that names the run.
+    """
+    if frozen:
+        kept = module.state_dict()
+        state = {**{name: kept[name] for name in kept.keys() - unfrozen(module).keys()}, **state}
     try:
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:

@@ -22,8 +22,7 @@ from transformers.utils import logging
 
 from ehr_train import checkpoint
 from ehr_train.__about__ import __version__
-from ehr_train.job import TrainJob
-from ehr_train.learner import Learner, put
+from ehr_train.job import TrainJob, adapter_folder
 from ehr_train.trainer import State, Trainer
 
 
@@ -63,10 +62,17 @@ def snapshot(folder: Path, modules: Sequence[str]) -> None:
 
 def finish(folder: Path, job: TrainJob, trainer: Trainer, inputs: dict[str, str], content: dict[str, Any]) -> None:
     """Write the best model, the figures and the manifest. Doing it twice gives the same."""
-    best = checkpoint.read(folder / "checkpoints" / "best_model.pt")
+    for leftover in folder.glob("adapter.partial-*"):
+        shutil.rmtree(leftover)
+    path = folder / "checkpoints" / "best_model.pt"
+    best = checkpoint.read(path)
     learner = trainer.learner
-    put(learner.model, best["model"], folder)
-    put(learner.objective, best["objective"], folder)
+    learner.restore(best, path)
+    if learner.adapters is not None:
+        shutil.rmtree(folder / "adapter", ignore_errors=True)
+        learner.adapters.save(learner.model, folder / "adapter", learner.objective)
+        learner.model = learner.adapters.merge(learner.model)
+        checkpoint.write(path, best | {"model": learner.model.state_dict()})
     bars: Any = logging
     bars.disable_progress_bar()  # one bar a file would stand between the lines of ours
     learner.model.save_pretrained(folder / "model")
@@ -84,6 +90,8 @@ def finish(folder: Path, job: TrainJob, trainer: Trainer, inputs: dict[str, str]
     plot_losses(folder / "plots" / "loss.png", state)
     settings = job.to_plain()
     kept = {name: settings[name] for name in ("model", "objective", "strategy", "train", "trackers", "seed")}
+    if settings["adapter"] is not None:
+        kept["adapter"] = "adapter" if adapter_folder(job.adapter) else settings["adapter"]
     parts = [registry().version(kind, getattr(job, kind).name) for kind in ("model", "objective", "strategy")]
     made_by = sorted({f"ehr-train=={__version__}", *parts})
     settings = {**kept, "world_size": trainer.share.world_size}
@@ -103,21 +111,12 @@ def metadata(trainer: Trainer) -> dict[str, Any]:
             for name in ("ehr-core", "ehr-train", "torch", "transformers", "numpy", "safetensors")
         }
         | {"python": sys.version.split()[0]},
-        "parameters": count_parameters(trainer.learner),
+        "parameters": trainer.parameters,
         "context_length": trainer.data.context,
         "rows_per_step": trainer.share.rows,
         "tokens": state.tokens,
         "seconds": round(state.seconds, 3),
         "tokens_per_second": round(state.tokens / state.seconds, 1) if state.seconds else 0.0,
-    }
-
-
-def count_parameters(learner: Learner) -> dict[str, int]:
-    """Parameters of model and objective, and how many are trained; shared ones count once."""
-    return {
-        "model": sum(p.numel() for p in learner.model.parameters()),
-        "objective": sum(p.numel() for p in learner.objective.parameters()),
-        "trained": sum(p.numel() for p in learner.parameters() if p.requires_grad),
     }
 
 
@@ -134,7 +133,15 @@ def summarize(state: State, trainer: Trainer) -> dict[str, Any]:
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "tokens": state.tokens,
+        "parameters": trainer.parameters,
     }
+
+
+def describe_parameters(number: dict[str, int]) -> str:
+    """One line about which parameters are trained."""
+    parts = f" ({number['adapter']:,} of an adapter)" if number["adapter"] else ""
+    share = number["trainable"] / number["total"]
+    return f"parameters: {number['trainable']:,} trained{parts}, {share:.2%} of {number['total']:,}"
 
 
 def describe(summary: dict[str, Any], job: TrainJob, trainer: Trainer) -> str:
@@ -146,7 +153,7 @@ def describe(summary: dict[str, Any], job: TrainJob, trainer: Trainer) -> str:
         f"{job.model.name} trained with {job.objective.name}, seed {job.seed}\n"
         f"best model: step {summary['best_step']}, {tuning}\n"
         f"steps: {summary['steps']} of {summary['planned_steps']} ({summary['epochs']} epochs); {summary['stopped']}\n"
-        f"parameters: {found['parameters']['trained']:,} trained\n"
+        f"{describe_parameters(trainer.parameters)}\n"
         f"speed: {found['tokens_per_second']:,.0f} tokens/s, {found['seconds']:.0f} s, "
         f"{found['world_size']} process(es) on {found['device_type']}\n"
     )

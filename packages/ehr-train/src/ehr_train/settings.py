@@ -1,6 +1,7 @@
 """Settings of the trainer and of this package's components. Imports nothing heavy."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass
@@ -100,6 +101,9 @@ class FinetunedConfig:
     name: str = "finetuned"
     objective: str = "classification"
     """Labelled objective to train with."""
+    adapter: Any = None
+    """Train an adapter on the frozen model: ``lora``, ``lora_all``, ``dora``, ``rslora``, ``{name: lora, rank: 4}``, or
+    a folder with an adapter. None: train all of the model."""
     learning_rate: float = 6e-4
     max_epochs: int = 2
     max_steps: int | None = None

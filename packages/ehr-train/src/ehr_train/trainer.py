@@ -23,7 +23,7 @@ from ehr_train import checkpoint
 from ehr_train.data import Rows, Samples, Windows
 from ehr_train.feed import Feed, Share, Step, num_steps, steps
 from ehr_train.group import shared
-from ehr_train.learner import Learner, autocast, put
+from ehr_train.learner import Learner, autocast
 from ehr_train.optim import learning_rate, make_optimizer, scale_and_clip
 from ehr_train.settings import TrainConfig
 
@@ -68,6 +68,7 @@ class Trainer:
         self.settings, self.strategy, self.data, self.card, self.log_to = settings, strategy, train, card, log
         self.folder, self.device = folder, strategy.device
         self.learner = learner.to(self.device)
+        self.parameters = learner.parameters_by_kind()
         self.share = Share(strategy.rank, strategy.world_size, settings.batch_size, settings.accumulate)
         self.per_epoch = num_steps(train.epoch(0), self.share)
         limits = [settings.max_steps, settings.max_epochs and settings.max_epochs * self.per_epoch]
@@ -233,8 +234,7 @@ class Trainer:
 
     def content(self) -> dict[str, Any]:
         """What every checkpoint holds."""
-        weights = {"model": self.learner.model.state_dict(), "objective": self.learner.objective.state_dict()}
-        return {**self.card, **weights, "step": self.state.step}
+        return {**self.card, **self.learner.weights(), "step": self.state.step}
 
     def keep_best(self) -> None:
         """Write ``best_model.pt``."""
@@ -279,8 +279,7 @@ class Trainer:
                 f"{self.folder} holds an unfinished run of another job (settings, data or number of processes "
                 "differ); give another output, or remove that folder"
             )
-        put(self.learner.model, found["model"], path)
-        put(self.learner.objective, found["objective"], path)
+        self.learner.restore(found, path)
         self.optimizer.load_state_dict(found["optimizer"])
         self.state = State(**found["state"])
         mine = found["ranks"][self.strategy.rank]

@@ -87,6 +87,7 @@ class Finetuned:
             seed=job.seed,
             labels=str(job.labels),
             start=str(job.run),
+            adapter=settings.adapter,
         )
 
 

@@ -38,5 +38,8 @@ def _lead(settings: RunnerConfig) -> None:
     assemble(output, stages, OmegaConf.to_yaml(OmegaConf.create(to_plain(settings))))
     for note in pipeline.notes:
         print(f"note: {note}")
+    if "report" not in stages.done:
+        print(f"run: {output / 'pretrain'}")
+        return
     print(table(read_json(output / "scores.json")))
     print(f"report: {output / 'report.html'}")

@@ -28,9 +28,11 @@ def default_output() -> Path:
 def assemble(output: Path, stages: Stages, settings_yaml: str) -> None:
     """Copy what is small to ``output``, link what is large, and name every stage's folder in ``stages.json``."""
     output.mkdir(parents=True, exist_ok=True)
-    _replace_tree(stages.done["predictions"], output / "predictions")
+    if "predictions" in stages.done:
+        _replace_tree(stages.done["predictions"], output / "predictions")
     for stage, name in (("scores", "scores.json"), ("report", "report.html")):
-        _replace_file(stages.done[stage] / name, output / name)
+        if stage in stages.done:
+            _replace_file(stages.done[stage] / name, output / name)
     (output / ".hydra").mkdir(exist_ok=True)
     (output / ".hydra" / "config.yaml").write_text(settings_yaml)
     for name in LINKS:

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from ehr_core.config import to_plain
-from ehr_core.errors import DataError, FormatError, NotApplicable
+from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
 from ehr_core.formats.folder import MANIFEST, digest_of, file_digests, new_folder, read_json
+from ehr_core.formats.run import Run
 from ehr_core.formats.tables import SPLITS, label_splits, read_labels
+from ehr_core.formats.tokens import TokenStore
 from ehr_core.plugins import build, registry
 
-from ehr_train.launch import TrainJob, train
-from ehr_train.runner.settings import RunnerConfig
+from ehr_train.job import TrainJob, adapter_folder
+from ehr_train.launch import train
+from ehr_train.runner.settings import CHOICES, RunnerConfig
 from ehr_train.runner.stages import Stages, code_digest, command_key, component_key, quiet_stdout, say
 
 PREDICTIONS = "predictions.parquet"
@@ -50,7 +53,16 @@ class Pipeline:
         self.notes: list[str] = []
 
     def run(self) -> None:
-        """All stages; afterwards ``stages.done`` names their folders."""
+        """All stages; afterwards ``stages.done`` names their folders. A store that is given is trained on alone."""
+        s = self.settings
+        if s.adapter is not None and s.start_from is None:
+            raise ConfigError(
+                "adapter needs a trained model: give start_from=RUN, or fine-tune this run's model with "
+                "predictors.finetuned.adapter"
+            )
+        if s.store is not None:
+            self.pretrain(given_store(s))
+            return
         meds = self.source()
         labels = self.labels(meds)
         store = self.tokenize(meds)
@@ -115,6 +127,11 @@ class Pipeline:
             "tokenizer": component_key("tokenizer", self.settings.tokenizer),
             "code": command_key("tokenize"),
         }
+        fitted, words = None, self.settings.tokenizer.name
+        if self.settings.start_from is not None:
+            run = Run(self.settings.start_from)
+            key["tokenizer"] = {"fitted": file_digests(run.tokenizer), "code": key["tokenizer"]["code"]}
+            fitted, words = str(run.tokenizer), f"as {run.path.name}"
 
         def make(output: Path) -> None:
             command(
@@ -122,10 +139,11 @@ class Pipeline:
                 source=meds_source(meds.path),
                 tokenizer=self.settings.tokenizer,
                 executor=self.settings.executor,
+                fitted=fitted,
                 output=str(output),
             )
 
-        return Made(self.stages.run("tokens", key, make, self.settings.tokenizer.name), key)
+        return Made(self.stages.run("tokens", key, make, words), key)
 
     # -- training and prediction
 
@@ -142,6 +160,13 @@ class Pipeline:
             "world_size": self.world_size,
             "code": code_digest("ehr_train"),
         }
+        words = f"{s.model.name}, {s.objective.name}"
+        if s.start_from is not None:
+            run = Run(s.start_from)
+            key |= {"model": {"start": run.manifest.digest}, "adapter": s.adapter}
+            if (folder := adapter_folder(s.adapter)) is not None:
+                key["adapter"] = file_digests(folder)
+            words = f"{run.path.name}, {s.objective.name}" + (", adapter" if s.adapter is not None else "")
 
         def make(output: Path) -> None:
             job = TrainJob(
@@ -153,10 +178,12 @@ class Pipeline:
                 trackers=s.tracker,
                 train=s.train,
                 seed=s.seed,
+                start=s.start_from,
+                adapter=s.adapter,
             )
             train(job, self.world_size)
 
-        return Made(self.stages.run("pretrain", key, make, f"{s.model.name}, {s.objective.name}"), key)
+        return Made(self.stages.run("pretrain", key, make, words), key)
 
     def predict(
         self, meds: Made, labels: dict[str, Made], store: Made, pretrained: Made
@@ -257,6 +284,21 @@ def _provide(source: Any, executor: Any, output: Path) -> None:
         place = source.provide(folder, executor)
     if place != folder:
         raise NotApplicable(f"source {source.settings.name!r} wrote nothing and names no files that it reads")
+
+
+def given_store(settings: RunnerConfig) -> Made:
+    """The user's token store. Raises ConfigError when settings ask for records as well."""
+    usual = {name: registry().components[name].get(str(CHOICES[name])) for name in ("source", "tokenizer")}
+    asked = [n for n, part in usual.items() if not part or not part.config or getattr(settings, n) != part.config()]
+    if settings.labels is not None:
+        asked.append("labels")
+    if asked:
+        raise ConfigError(
+            f"store={settings.store} has its tokens already and is only trained on; leave out {', '.join(asked)}, or "
+            "leave out store"
+        )
+    store = TokenStore(settings.store or "")
+    return Made(store.path, store.manifest.digest)
 
 
 def given_labels(folder: Path) -> dict[str, Made]:

@@ -63,6 +63,15 @@ class RunnerConfig:
     labels: str | None = None
     """MEDS labels: a folder with one Parquet file a split, or a folder of such folders. None: ask the tasks."""
     tokenizer: Any = MISSING
+    store: str | None = None
+    """A token store that was made earlier: the model is trained on it, and that is all. There are no records then, so
+    leave out source, tokenizer and labels; ``ehr-eval predict`` predicts with the run."""
+    start_from: str | None = None
+    """Run folder whose model is trained further. Its model and tokenizer are used in place of ``model`` and
+    ``tokenizer``."""
+    adapter: Any = None
+    """Train an adapter on the model of ``start_from``, which stays frozen: ``lora``, ``lora_all``, ``dora``,
+    ``rslora``, ``{name: lora, rank: 4}``, or a folder with an adapter."""
     model: Any = MISSING
     objective: Any = MISSING
     strategy: Any = MISSING
