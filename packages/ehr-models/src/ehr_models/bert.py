@@ -59,7 +59,8 @@ class EhrBertConfig(EhrConfig):
         self.embedding_size = embedding_size or self.hidden_size
         self.hidden_act, self.attention_dropout, self.pre_norm = hidden_act, attention_dropout, pre_norm
         self.positions, self.position_column, self.rotary_base = positions, position_column, rotary_base
-        self.columns = columns or {}
+        # In the order that config.json gives them back: a sum in another order is another to the last bit.
+        self.columns = dict(sorted((columns or {}).items()))
         self.type_vocab_size = type_vocab_size
         self.weight_init, self.tied = weight_init, tied
 

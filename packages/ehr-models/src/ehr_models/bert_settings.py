@@ -1,6 +1,7 @@
 """Settings of the encoder and of the masked objective. Nothing heavy is imported here."""
 
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 
 @dataclass
@@ -36,6 +37,17 @@ class CodeVectorsConfig:
 class BertConfig:
     """A bidirectional encoder; the defaults are of a size for a laptop."""
 
+    variants: ClassVar[dict[str, dict[str, Any]]] = {
+        "before each branch": {"norm": "pre", "tied": False, "embedding_width": 16, "attention_dropout": 0.1},
+        "turned by age": {"positions": "rotary", "position_column": "age_days", "rotary_base": 1e5},
+        "columns": {
+            "positions": "sinusoidal",
+            "weight_init": "orthogonal",
+            "columns": {"age_days": ColumnConfig(22, "age", 5.0), "visit": ColumnConfig(8)},
+            "token_types": 2,
+        },
+    }
+    """What conformance checks try besides the defaults."""
     name: str = "bert"
     num_layers: int = 3
     """Transformer blocks."""

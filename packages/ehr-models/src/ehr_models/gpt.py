@@ -23,6 +23,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from ehr_models import moe
 from ehr_models.base import EhrConfig, EhrModel, EhrOutput
 from ehr_models.blocks import MLPS, NORMS, Block, Embeddings
+from ehr_models.cache import KVCache
 from ehr_models.layout import make_layout
 from ehr_models.rotary import rotation
 from ehr_models.settings import GPTConfig
@@ -68,6 +69,8 @@ class GPT(EhrModel):
 
     config_class: type[EhrConfig] = EhrGPTConfig
     causal = True
+    not_adapted = ("router",)
+    """Linear layers of the blocks that adapters leave alone: scores of experts are computed in float32."""
 
     def __init__(self, config: EhrGPTConfig):
         super().__init__(config)
@@ -122,6 +125,12 @@ class GPT(EhrModel):
             raise DataError(f"the batch has no column {name!r}, which the model takes positions from")
         found: Tensor = columns[name]
         return found
+
+    def make_cache(self, rows: int, length: int) -> KVCache:
+        """Room for ``rows`` contexts of up to ``length`` tokens, for generation. Raises ConfigError."""
+        if name := self.config.position_column:
+            raise ConfigError(f"the model takes positions from the column {name!r}, which new tokens do not have")
+        return KVCache(self.config.num_hidden_layers, rows, length)
 
     def routing(self, found: list[Tensor], count: Tensor | None) -> tuple[moe.Pairs, moe.Pairs]:
         """Losses (in training) and figures of the layers with experts; empty where there are none."""

@@ -26,7 +26,9 @@ from transformers import (
     PretrainedConfig,
 )
 
+from ehr_models import hf_cache
 from ehr_models.base import BOS, EOS, PAD, EhrConfig, EhrModel, EhrOutput, padded_rows
+from ehr_models.cache import KVCache
 from ehr_models.hf_settings import HFConfig
 from ehr_models.layout import dense_mask
 
@@ -38,6 +40,8 @@ WINDOWS = ("sliding_window", "local_attention", "window_size", "attention_chunk_
 """Names under which architectures say how far attention sees; a mask for whole windows would let it see further."""
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm")
 """Architectures whose positions begin after the padding id."""
+MAMBA_WEIGHTS = ("x_proj", "dt_proj", "out_proj")
+"""Linear layers of Mamba and its relatives whose weights are read without calling them: an adapter would not count."""
 TRIAL = (5, 3)
 """Lengths of the windows that a new model is tried with."""
 
@@ -69,6 +73,8 @@ class HFModel(EhrModel):
         self._no_split_modules = self.inner._no_split_modules
         self.arguments = inspect.signature(self.inner.base_model.forward).parameters
         self.head = find_head(self.inner, config.kind)
+        self.not_adapted = MAMBA_WEIGHTS if "amba" in made.model_type else ()
+        self.keeps: bool | None = None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -86,15 +92,20 @@ class HFModel(EhrModel):
         position_ids: Tensor | None = None,
         segment_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
         **columns: Any,
     ) -> EhrOutput:
         """(B, T) int64 ids to hidden states (B, T, D); further columns are not used.
 
         ``segment_ids`` number the windows in a row, 0 is padding; without them every row is one window, less what
-        ``attention_mask`` (1 and 0) leaves out. Raises DataError for ids or positions out of range.
+        ``attention_mask`` (1 and 0) leaves out. With a ``cache`` (see `ehr_models.cache`) it says what the rows go on
+        from. Raises DataError for ids or positions out of range.
         """
         position_BT, segment_BT = self.prepare(input_ids, position_ids, segment_ids, attention_mask)
-        if segment_BT is None:
+        if cache is not None:
+            with hf_cache.in_use(cache, self.inner.config):
+                hidden_BTD = self.run(input_ids, position_ids=position_BT)
+        elif segment_BT is None:
             hidden_BTD = self.run(input_ids)
         elif self.config.packing == "mask":
             mask = self.fit_mask(dense_mask(segment_BT, self.causal))
@@ -102,6 +113,18 @@ class HFModel(EhrModel):
         else:
             hidden_BTD = self.run_apart(input_ids, segment_BT)
         return EhrOutput(last_hidden_state=hidden_BTD, losses={})
+
+    def make_cache(self, rows: int, length: int) -> KVCache:
+        """Room for ``rows`` contexts of up to ``length`` tokens, for generation. Raises ConfigError."""
+        if self.keeps is None:
+            self.keeps = self.causal and hf_cache.serves(self, trial_tokens(self))
+        if not self.keeps or not sees_as_far_as(self, length):
+            name = self.config.architecture["model_type"]
+            raise ConfigError(
+                f"{name} cannot generate contexts of {length} tokens here: it takes a causal network whose layers are "
+                "joined by attention alone, over whole contexts, such as llama, qwen2 or gpt2"
+            )
+        return KVCache(self.config.num_hidden_layers, rows, length)
 
     def run(self, input_ids: Tensor, **arguments: Any) -> Tensor:
         """Hidden states of the inner network without its head."""
@@ -285,7 +308,8 @@ def choose_packing(model: HFModel, settings: HFConfig) -> None:
         raise ConfigError(f"model.architecture={name} fails on its first tokens: {one_line(error)}") from error
     if not known:
         raise ConfigError(f"model.architecture={name}: how it computes logits is not known here")
-    if settings.packing != "rows" and not (sees_whole_windows(model) and packs_exactly(model)):
+    far = 2 * model.config.max_position_embeddings  # encoders look half as far to each side
+    if settings.packing != "rows" and not (sees_as_far_as(model, far) and packs_exactly(model)):
         if settings.packing == "mask":
             raise ConfigError(
                 f"model.packing=mask does not keep the windows of {name} apart; use model.packing=rows, which is exact"
@@ -307,11 +331,11 @@ def has_its_logits(model: HFModel) -> bool:
     return torch.allclose(ours[..., :V], theirs[..., :V], rtol=1e-4, atol=1e-5)
 
 
-def sees_whole_windows(model: HFModel) -> bool:
-    """Whether no layer looks less far than a window may be long."""
+def sees_as_far_as(model: HFModel, length: int) -> bool:
+    """Whether no layer looks less far than this many tokens."""
     limits = [getattr(model.inner.config, name, None) for name in WINDOWS]
     numbers = [limit for found in limits for limit in (found if isinstance(found, list) else [found])]
-    return all(number is None or number >= 2 * model.config.max_position_embeddings for number in numbers)
+    return all(number is None or number >= length for number in numbers)
 
 
 def packs_exactly(model: HFModel) -> bool:

@@ -1,13 +1,21 @@
 """Settings of the model ``hf``. Nothing heavy is imported here."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass
 class HFConfig:
     """A Hugging Face architecture by name, with weights drawn at random; the defaults are of a size for a laptop."""
 
+    variants: ClassVar[dict[str, dict[str, Any]]] = {
+        "qwen3": {"architecture": "qwen3", "overrides": {"num_key_value_heads": 2}},
+        "gpt2": {"architecture": "gpt2"},
+        "mamba": {"architecture": "mamba", "overrides": {"state_size": 4}},
+        "modernbert": {"architecture": "modernbert", "kind": "masked"},
+        "bert": {"architecture": "bert", "kind": "masked"},
+    }
+    """What conformance checks try besides the defaults."""
     name: str = "hf"
     architecture: str = "llama"
     """Model type of transformers: ``llama``, ``qwen2``, ``gpt2``, ``mamba``, ``modernbert``, ..."""

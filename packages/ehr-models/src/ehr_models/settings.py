@@ -1,12 +1,20 @@
 """Settings of this package's components. Nothing heavy is imported here."""
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 
 @dataclass
 class GPTConfig:
     """GPT-2's decoder without biases; the defaults are of a size for a laptop."""
 
+    variants: ClassVar[dict[str, dict[str, Any]]] = {
+        "modern": {"norm": "rms", "mlp": "swiglu", "positions": "rotary", "qk_norm": True},
+        "experts": {"num_experts": 4},
+        "one expert a token, in every second block": {"num_experts": 3, "top_k": 1, "stride": 2},
+        "positions from a column": {"positions": "rotary", "position_column": "age_days"},
+    }
+    """What conformance checks try besides the defaults."""
     name: str = "gpt"
     num_layers: int = 2
     """Transformer blocks."""

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 SUBJECTS = {"train": range(1, 17), "tuning": range(101, 105), "held_out": range(201, 205)}
+SMALL_MODEL = {"num_layers": 2, "num_heads": 4, "width": 32, "mlp_width": 64, "context_length": 64, "dropout": 0.1}
+"""Settings of models that are made small, where they have fields of these names."""
 MEDS_SCHEMA = pa.schema(
     [("subject_id", pa.int64()), ("time", pa.timestamp("us")), ("code", pa.string()), ("numeric_value", pa.float32())]
 )
@@ -83,3 +85,15 @@ def grammar(rows: int, length: int, vocabulary_size: int, seed: int = 0) -> np.n
     for place in range(1, length):
         sentences[:, place] = follower[sentences[:, place - 1] - 7]
     return sentences
+
+
+def tiny_columns(position: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns that tokenizers of the workbench write, as int64 like ``position``: places within a window."""
+    return {
+        "age_days": 20_000 + 400 * position,
+        "visit": position // 3,
+        "segment": position // 3 % 2,
+        "entity": position % 4,
+        "sex": np.ones_like(position),
+        "region": np.full_like(position, 3),
+    }

@@ -10,7 +10,6 @@
 Shapes: G prompts, S rows, R of them in use, T tokens, P logits a row.
 """
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ from ehr_core.formats.tokens import TOKENIZER
 from ehr_core.formats.vocabulary import Vocabulary
 from torch import Tensor
 
-from ehr_models.cache import KVCache
 from ehr_models.generation.noise import draw_keys
 from ehr_models.generation.rows import US, Prompt, Rows, Rules, Trajectory, Under, check_prompt
 from ehr_models.generation.sampling import Sampler, check, never_drawn, stop_ids
@@ -110,12 +108,9 @@ class Engine:
 def check_model(model: Any, vocabulary: Vocabulary) -> None:
     """Raise ConfigError for a model that cannot generate, FormatError for one of another vocabulary."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not plain.causal or "cache" not in inspect.signature(plain.forward).parameters:
+    if not plain.causal or not hasattr(plain, "make_cache"):
         raise ConfigError(f"{type(plain).__name__} cannot generate: it takes a causal model with a cache, such as gpt")
-    if getattr(plain.config, "position_column", ""):
-        raise ConfigError(
-            f"the model takes positions from the column {plain.config.position_column!r}, which new tokens do not have"
-        )
+    plain.make_cache(1, 1)  # raises where these settings have none
     if plain.config.vocab_size != len(vocabulary):
         raise FormatError(
             f"the model knows {plain.config.vocab_size} tokens and the vocabulary has {len(vocabulary)}: "
@@ -135,7 +130,7 @@ class _Work:
             self.sampler = Sampler(settings, never, self.model.num_rows, S, self.device)
         prompts_at_once = engine.waiting_rows + max(1, S // settings.draws)
         self.prompt_rows = range(S, S + prompts_at_once)
-        self.cache = KVCache(self.model.config.num_hidden_layers, S + prompts_at_once, engine.window)
+        self.cache = self.model.make_cache(S + prompts_at_once, engine.window)
         self.waiting: list[Waiting] = []
         self.holes: list[int] = []
         self.more = True
