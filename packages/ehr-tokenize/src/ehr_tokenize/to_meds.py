@@ -1,18 +1,22 @@
 """Building blocks of sources that turn tables of records into MEDS, in memory that is bounded by a batch or a shard.
 
-`plan` says where each subject goes. `spool` takes the events of one table in the table's order, batch by batch, and
-leaves them on disk with each shard's rows together; `write_shards` reads each shard's rows back, sorts and writes them.
-Rows of one time keep the order of the spools, then that of the table, so the same tables give the same bytes.
+`plan` says where each subject goes and `convert` does the rest. `spool` takes the events of one table in the table's
+order, batch by batch, and leaves them on disk with each shard's rows together; `write_shard` reads a shard's rows back,
+sorts and writes them. Rows of one time keep the order of the spools, then that of the table, so the same tables give
+the same bytes.
+
+Many records have a date where their visit has times, and a midnight would put them before it. So an event at midnight
+sharp moves to the start of its visit, if that is on the same day, and a death at midnight to the last event of its day.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -27,6 +31,7 @@ from ehr_core.protocols import Executor
 from ehr_tokenize.splits import shares_of, split_of
 from ehr_tokenize.tables_settings import TablesConfig
 
+Step = TypeVar("Step")
 MEDS_VERSION = "0.4.1"
 SCHEMA = pa.schema(
     [
@@ -38,6 +43,7 @@ SCHEMA = pa.schema(
         ("unit", pa.string()),
     ]
 )
+SPOOL_SCHEMA = SCHEMA.append(pa.field("visit", pa.int64()))
 EVENTS: dict[str, Any] = {
     "subject_id": pl.Int64,
     "time": pl.Datetime("us"),
@@ -45,7 +51,9 @@ EVENTS: dict[str, Any] = {
     "numeric_value": pl.Float32,
     "text_value": pl.String,
     "unit": pl.String,
+    "visit": pl.Int64,
 }
+"""Columns that `spool` takes; ``visit`` is a number that the events of one visit of a subject share."""
 BOOK: dict[str, Any] = {"code": pl.String, "description": pl.String, "parent": pl.String}
 """What `spool` notes of each code; ``parent`` is the code that it narrows down, as ``LOINC//718-7`` for one in g/dL."""
 BOOK_SCHEMA = pa.schema(
@@ -99,11 +107,11 @@ class Spooled:
     """Each code once, as `BOOK`."""
     left_out: Counter[str]
     """Rows that became no event, by reason."""
-    once: bool
-    """Whether equal events of a subject count once."""
+    role: str
+    """``starts`` of visits; ``deaths``; ``once`` where equal events of a subject count once; else empty."""
 
 
-def spool(plan: Plan, path: Path, parts: Iterable[pl.DataFrame], left_out: Counter[str], once: bool = False) -> Spooled:
+def spool(plan: Plan, path: Path, parts: Iterable[pl.DataFrame], left_out: Counter[str], role: str = "") -> Spooled:
     """Write events (columns of `EVENTS` and `BOOK`; missing ones are null), each shard's rows of a part together.
 
     Events of nobody in the plan are left out and counted, as are events with a null ``code``. Static events have a null
@@ -113,18 +121,18 @@ def spool(plan: Plan, path: Path, parts: Iterable[pl.DataFrame], left_out: Count
     book = pl.DataFrame(schema=BOOK)
     written = 0
     options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA, options=options) as writer:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SPOOL_SCHEMA, options=options) as writer:
         for part in parts:
             kept = _kept(plan, part, left_out)
             new = kept.select(_all(kept, BOOK)).unique("code", keep="first", maintain_order=True)
             book = pl.concat([book, new]).unique("code", keep="first", maintain_order=True)
             for (shard,), rows in kept.group_by("shard", maintain_order=True):
-                table = rows.select(_all(rows, EVENTS)).to_arrow().cast(SCHEMA).combine_chunks()
+                table = rows.select(_all(rows, EVENTS)).to_arrow().cast(SPOOL_SCHEMA).combine_chunks()
                 writer.write_table(table)
                 count = len(table.to_batches())
                 places.setdefault(int(shard), []).extend(range(written, written + count))
                 written += count
-    return Spooled(path, places, book, left_out, once)
+    return Spooled(path, places, book, left_out, role)
 
 
 def _kept(plan: Plan, part: pl.DataFrame, left_out: Counter[str]) -> pl.DataFrame:
@@ -149,19 +157,37 @@ def _all(part: pl.DataFrame, schema: Mapping[str, Any]) -> list[pl.Expr]:
     ]
 
 
+def convert(
+    plan: Plan, output: Path, steps: Mapping[str, Step], function: Callable[[Step], Spooled], executor: Executor
+) -> pl.DataFrame:
+    """Spool the steps, in the order of events at one time, and write ``data``; returns all codes in order, as `BOOK`.
+
+    What was left out is in ``metadata/left_out.json``, by name of the step and reason, and said on stderr.
+    """
+    spools = list(track(executor.map(function, list(steps.values())), "read", len(steps), "tables"))
+    _write_shards(plan, output, spools, executor)
+    left_out = {name: dict(s.left_out) for name, s in zip(steps, spools, strict=True) if s.left_out.total()}
+    (output / "metadata").mkdir()
+    write_json(output / "metadata" / "left_out.json", left_out)
+    for name, reasons in left_out.items():
+        said = ", ".join(f"{count:,} rows with {reason}" for reason, count in sorted(reasons.items()))
+        print(f"left out of {name}: {said}", file=sys.stderr)
+    return _gather_book(spools)
+
+
 @dataclass(frozen=True)
 class ShardJob:
-    """A shard to write, and where its rows are: file, numbers of record batches, whether equal events count once."""
+    """A shard to write, and where its rows are: file, numbers of record batches, role."""
 
     path: Path
-    places: tuple[tuple[Path, tuple[int, ...], bool], ...]
+    places: tuple[tuple[Path, tuple[int, ...], str], ...]
 
 
-def write_shards(plan: Plan, output: Path, spools: Sequence[Spooled], executor: Executor) -> int:
+def _write_shards(plan: Plan, output: Path, spools: Sequence[Spooled], executor: Executor) -> int:
     """Write ``data/<split>/<number>.parquet`` of every shard; returns the number of events."""
     jobs = []
     for index, (split, number) in enumerate(plan.pieces):
-        places = tuple((s.path, tuple(s.places[index]), s.once) for s in spools if index in s.places)
+        places = tuple((s.path, tuple(s.places[index]), s.role) for s in spools if index in s.places)
         path = output / "data" / split / f"{number}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         jobs.append(ShardJob(path, places))
@@ -170,28 +196,48 @@ def write_shards(plan: Plan, output: Path, spools: Sequence[Spooled], executor: 
 
 def write_shard(job: ShardJob) -> int:
     """Sort the rows of a shard by subject and time (static ones first) and write them; returns their number."""
-    parts = [pl.DataFrame(schema=EVENTS)]
-    for path, numbers, once in job.places:
+    parts = [pl.DataFrame(schema={**EVENTS, "role": pl.String})]
+    for path, numbers, role in job.places:
         with pa.memory_map(str(path)) as source:
             reader = pa.ipc.open_file(source)
             rows = pl.from_arrow(pa.Table.from_batches([reader.get_batch(number) for number in numbers]))
         assert isinstance(rows, pl.DataFrame)
-        parts.append(rows.unique(maintain_order=True) if once else rows)
-    events = pl.concat(parts).sort("subject_id", "time", nulls_last=False, maintain_order=True)
-    pq.write_table(events.to_arrow().cast(SCHEMA), job.path, compression="zstd")
+        rows = rows.unique(maintain_order=True) if role == "once" else rows
+        parts.append(rows.with_columns(pl.lit(role).alias("role")))
+    events = _settled(pl.concat(parts)).sort("subject_id", "time", nulls_last=False, maintain_order=True)
+    pq.write_table(events.select(SCHEMA.names).to_arrow().cast(SCHEMA), job.path, compression="zstd")
     return len(events)
 
 
-def gather_book(spools: Sequence[Spooled]) -> pl.DataFrame:
+def _settled(events: pl.DataFrame) -> pl.DataFrame:
+    """Events with better times for those at midnight sharp; see the module."""
+    time, day = pl.col("time"), pl.col("time").dt.date()
+    midnight = time == time.dt.truncate("1d")
+    begun = events.filter(pl.col("role") == "starts", pl.col("visit").is_not_null())
+    begun = begun.group_by("subject_id", "visit").agg(time.min().alias("begun"))
+    events = events.join(begun, on=["subject_id", "visit"], how="left", maintain_order="left")
+    events = events.with_columns(
+        pl.when(midnight & (pl.col("begun").dt.date() == day)).then("begun").otherwise(time).alias("time")
+    )
+    dead = (pl.col("role") == "deaths") & midnight
+    days = events.filter(dead).select("subject_id", day.alias("day")).unique()
+    last = events.with_columns(day.alias("day")).join(days, on=["subject_id", "day"])
+    last = last.group_by("subject_id", "day").agg(time.max().alias("last"))
+    events = events.with_columns(day.alias("day")).join(
+        last, on=["subject_id", "day"], how="left", maintain_order="left"
+    )
+    return events.with_columns(pl.when(dead).then("last").otherwise(time).alias("time"))
+
+
+def _gather_book(spools: Sequence[Spooled]) -> pl.DataFrame:
     """All codes, each once and in order, as `BOOK`."""
     book = pl.concat([pl.DataFrame(schema=BOOK), *(spooled.book for spooled in spools)])
     return book.unique("code", keep="first", maintain_order=True).sort("code")
 
 
 def write_metadata(output: Path, plan: Plan, book: pl.DataFrame, facts: Mapping[str, Any]) -> None:
-    """Write ``metadata``: dataset.json with these facts, codes.parquet and subject_splits.parquet."""
+    """Write the rest of ``metadata``: dataset.json with these facts, codes.parquet and subject_splits.parquet."""
     folder = output / "metadata"
-    folder.mkdir()
     codes = book.select("code", "description", pl.concat_list("parent").alias("parent_codes"))
     codes = codes.with_columns(pl.when(book["parent"].is_not_null()).then("parent_codes"))
     pq.write_table(codes.to_arrow().cast(BOOK_SCHEMA), folder / "codes.parquet")
@@ -199,12 +245,3 @@ def write_metadata(output: Path, plan: Plan, book: pl.DataFrame, facts: Mapping[
     splits = {"subject_id": plan.subject_id_S, "split": pa.array(split_K[plan.shard_S].tolist(), pa.string())}
     pq.write_table(pa.table(splits), folder / "subject_splits.parquet")
     write_json(folder / "dataset.json", {"meds_version": MEDS_VERSION, "code_modifier_columns": ["unit"], **facts})
-
-
-def report_left_out(spools: Mapping[str, Spooled], output: Path) -> None:
-    """Write ``metadata/left_out.json``, table to reason to rows, and say it on stderr when there is something."""
-    found = {name: dict(spooled.left_out) for name, spooled in spools.items() if spooled.left_out.total()}
-    write_json(output / "metadata" / "left_out.json", found)
-    for name, reasons in found.items():
-        said = ", ".join(f"{count:,} rows with {reason}" for reason, count in sorted(reasons.items()))
-        print(f"left out of {name}: {said}", file=sys.stderr)

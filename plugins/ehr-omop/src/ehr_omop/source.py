@@ -71,20 +71,14 @@ class OmopSource:
         try:
             context = Context(plan, tables, self.settings, work)
             write_concepts(tables.get("concept"), context.concepts)
-            steps = [None, *(step for step in STEPS if step.table in tables)]
-            spools = list(executor.map(functools.partial(spool_step, context), steps))
-            to_meds.write_shards(plan, output, spools, executor)
+            steps: dict[str, Step | None] = {"person": None}
+            steps |= {step.name: step for step in STEPS if step.table in tables}
+            book = to_meds.convert(plan, output, steps, functools.partial(spool_step, context), executor)
         finally:
             load_concepts.cache_clear()
             shutil.rmtree(work, ignore_errors=True)
-        book = _described(to_meds.gather_book(spools), tables.get("concept"))
         facts = {"dataset_name": self.path.resolve().name, "etl_name": "ehr-omop", "etl_version": __version__}
-        to_meds.write_metadata(output, plan, book, facts)
-        labels = [
-            f"{step.table} ({step.visit}s)" if step and step.visit else getattr(step, "table", "person")
-            for step in steps
-        ]
-        to_meds.report_left_out(dict(zip(labels, spools, strict=True)), output)
+        to_meds.write_metadata(output, plan, _described(book, tables.get("concept")), facts)
         return output
 
 
@@ -94,8 +88,8 @@ def spool_step(context: Context, step: Step | None) -> to_meds.Spooled:
     table = context.tables["person" if step is None else step.table]
     found: Iterator[pl.DataFrame]
     found = persons(table, concepts) if step is None else parts(step, table, concepts, context.settings)
-    name = "person" if step is None else f"{step.table}.{step.visit}"
-    return to_meds.spool(context.plan, context.work / f"{name}.arrow", found, Counter())
+    name, role = ("person", "") if step is None else (step.name, step.role)
+    return to_meds.spool(context.plan, context.work / f"{name}.arrow", found, Counter(), role)
 
 
 def _described(book: pl.DataFrame, concept: Table | None) -> pl.DataFrame:

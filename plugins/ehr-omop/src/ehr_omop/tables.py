@@ -39,6 +39,16 @@ class Step:
     visit: str = ""
     """``start`` or ``end``: the rows are visits, and this is which event of theirs."""
 
+    @property
+    def name(self) -> str:
+        """Name of the table, and of the part of it."""
+        return f"{self.table}.{self.visit}" if self.visit else self.table
+
+    @property
+    def role(self) -> str:
+        """What its events are to the times of others; see `ehr_tokenize.to_meds`."""
+        return {"visit_occurrence.start": "starts", "death": "deaths"}.get(self.name, "")
+
 
 def visit(table: str, stem: str, which: str) -> Step:
     """Starts of visits come before all else that happened at that time, and ends after it: two steps."""
@@ -81,6 +91,7 @@ def parts(step: Step, table: Table, concepts: Concepts, settings: OmopConfig) ->
 
 def _optional(step: Step) -> list[str]:
     names = [f"{step.stem}_{part}" for part in ("concept_id", "source_concept_id", "source_value")]
+    names += ["visit_occurrence_id"]
     names += [f"{time}_{kind}" for time in (step.start, step.end) if time for kind in ("datetime", "date")]
     if step.values:
         names += ["value_as_number", "value_as_concept_id", "value_as_string", "value_source_value"]
@@ -105,8 +116,9 @@ def _either(batch: Batch, names: Sequence[str]) -> pl.Series:
     return _first(*(batch.integer(name) for name in names))
 
 
-def _event(person: pl.Series, time: pl.Series, code: pl.Series, parent: pl.Series | None = None) -> pl.DataFrame:
-    columns = [person.alias("subject_id"), time.alias("time"), code.alias("code")]
+def _event(batch: Batch, time: pl.Series, code: pl.Series, parent: pl.Series | None = None) -> pl.DataFrame:
+    columns = [batch.integer("person_id").alias("subject_id"), batch.integer("visit_occurrence_id").alias("visit")]
+    columns += [time.alias("time"), code.alias("code")]
     return pl.DataFrame(columns if parent is None else [*columns, parent.alias("parent")])
 
 
@@ -126,14 +138,14 @@ def _code(batch: Batch, step: Step, concepts: Concepts, settings: OmopConfig) ->
 
 
 def _records(batch: Batch, step: Step, concepts: Concepts, settings: OmopConfig) -> Iterator[pl.DataFrame]:
-    person, start = batch.integer("person_id"), _time(batch, step.start)
+    start = _time(batch, step.start)
     base = _code(batch, step, concepts, settings)
     if step.values:
-        yield _with_values(_event(person, start, base), batch, concepts, settings)
+        yield _with_values(_event(batch, start, base), batch, concepts, settings)
         return
-    yield _event(person, start, base)
+    yield _event(batch, start, base)
     if step.end and settings.ends:
-        ended = _event(person, _time(batch, step.end), base + "//END", base)
+        ended = _event(batch, _time(batch, step.end), base + "//END", base)
         yield ended.filter(ended["time"] > start)
 
 
@@ -159,7 +171,6 @@ def _with_values(events: pl.DataFrame, batch: Batch, concepts: Concepts, setting
 
 
 def _visits(batch: Batch, step: Step, concepts: Concepts, settings: OmopConfig) -> Iterator[pl.DataFrame]:
-    person = batch.integer("person_id")
     kind = _code(batch, step, concepts, settings)
     stays = batch.integer(f"{step.stem}_concept_id").is_in(settings.inpatient)
     begins = step.visit == "start"
@@ -168,9 +179,9 @@ def _visits(batch: Batch, step: Step, concepts: Concepts, settings: OmopConfig) 
         hospital = other = f"DETAIL_{other.removeprefix('VISIT_')}"
     name = pl.select(pl.when(stays).then(pl.lit(hospital)).otherwise(pl.lit(other))).to_series()
     time = _time(batch, step.start if begins else step.end)
-    event = _event(person, time, name + "//" + kind, kind)
+    event = _event(batch, time, name + "//" + kind, kind)
     place = concepts.find(_either(batch, FROM if begins else TO))
-    beside = _event(person, time, ("ADMITTED_FROM//" if begins else "DISCHARGED_TO//") + place, place)
+    beside = _event(batch, time, ("ADMITTED_FROM//" if begins else "DISCHARGED_TO//") + place, place)
     beside = beside.filter(beside["code"].is_not_null() & time.is_not_null())
     # A visit that goes on has no end yet: no event, and nothing to count.
     yield event if begins else event.filter(time.is_not_null())
@@ -178,11 +189,11 @@ def _visits(batch: Batch, step: Step, concepts: Concepts, settings: OmopConfig) 
 
 
 def _death(batch: Batch, concepts: Concepts) -> Iterator[pl.DataFrame]:
-    person, time = batch.integer("person_id"), _time(batch, "death")
+    time = _time(batch, "death")
     cause = concepts.find(batch.integer("cause_concept_id"))
-    because = _event(person, time, "CAUSE_OF_DEATH//" + cause, cause)
+    because = _event(batch, time, "CAUSE_OF_DEATH//" + cause, cause)
     yield because.filter(because["code"].is_not_null() & time.is_not_null())
-    yield _event(person, time, pl.repeat(DEATH, len(batch), dtype=pl.String, eager=True))
+    yield _event(batch, time, pl.repeat(DEATH, len(batch), dtype=pl.String, eager=True))
 
 
 # -- persons
@@ -199,14 +210,13 @@ PERSON_MORE = (
 def persons(table: Table, concepts: Concepts) -> Iterator[pl.DataFrame]:
     """Sex, race and ethnicity without a time, and births."""
     for batch in batches(table, PERSON, PERSON_MORE):
-        person = batch.integer("person_id")
         nowhen = pl.Series([None] * len(batch), dtype=EVENTS["time"])
         for kind in ("gender", "race", "ethnicity"):
             source = batch.text(f"{kind}_source_value").str.to_uppercase().str.replace_all(r"\s+", "_")
             known = concepts.find(batch.integer(f"{kind}_concept_id"))
-            static = _event(person, nowhen, _first(known, pl.lit(f"{kind.upper()}//") + source))
+            static = _event(batch, nowhen, _first(known, pl.lit(f"{kind.upper()}//") + source))
             yield static.filter(static["code"].is_not_null()).with_columns(pl.lit(True).alias("static"))
-        yield _event(person, _births(batch), pl.repeat(BIRTH, len(batch), dtype=pl.String, eager=True))
+        yield _event(batch, _births(batch), pl.repeat(BIRTH, len(batch), dtype=pl.String, eager=True))
 
 
 def _births(batch: Batch) -> pl.Series:

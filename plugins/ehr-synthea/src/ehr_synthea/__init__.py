@@ -1,0 +1,1 @@
+"""Synthea's CSV files to MEDS."""
