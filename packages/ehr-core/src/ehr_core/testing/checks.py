@@ -1,7 +1,8 @@
 """Checks that every component of a kind must pass: plain functions of (kind, component, scratch folder).
 
 They raise AssertionError with what is wrong. `checks_of` lists those of a kind; `ehr_core.testing.pytest_plugin` runs
-them. Those that need torch are in `ehr_core.testing.torch_checks`.
+them. Those that need torch are in `ehr_core.testing.torch_checks`, those of tokenizers on random records in
+`ehr_core.testing.tokenizer_checks`.
 """
 
 import dataclasses
@@ -278,6 +279,10 @@ def checks_of(kind: str) -> list[Check]:
         from ehr_core.testing.torch_checks import TORCH_CHECKS
 
         return general + TORCH_CHECKS[kind]
+    if kind == "tokenizer":
+        from ehr_core.testing.tokenizer_checks import PROPERTIES
+
+        return general + CHECKS[kind] + PROPERTIES
     return general + CHECKS.get(kind, [])
 
 
