@@ -1,8 +1,8 @@
 """An ordered map over the tasks of a Ray cluster.
 
 A cluster of our own listens on the loopback address alone, has no dashboard, and reports no usage. It starts with the
-first work and stops with the process. All executors of a process share it, as Ray knows one cluster a process: an executor
-that stopped it at its own end would pull it from under the others.
+first work and stops with the process. All executors of a process share it, as Ray knows one cluster a process: an
+executor that stopped it at its own end would pull it from under the others.
 """
 
 from __future__ import annotations
