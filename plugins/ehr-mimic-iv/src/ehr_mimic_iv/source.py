@@ -118,6 +118,10 @@ class MimicIv:
             if name not in usable:
                 part = left.dictionaries if tables_of(whole)[name] else left.tables
                 part[name] = f"damaged: {'; '.join(f.faults)}" if f.faults else "empty"
+        if not kept:
+            raise DataError(
+                f"nothing is left of {self.path}: {'; '.join(f'{n} ({w})' for n, w in left.tables.items())}"
+            )
         used = {name: files[name] for name in tables_of(kept)}
         return Plan(kept, left, used, subjects, {n: f.strangers for n, f in found.items() if n in used and f.strangers})
 
@@ -160,17 +164,20 @@ class MimicIv:
         for part in ("data", "metadata"):
             shutil.rmtree(output / part, ignore_errors=True)  # of an attempt that was killed
         (output / "metadata").mkdir()
-        splits = self._splits(plan.subjects)
-        anything = next(path for split in SPLITS for path in sorted((made / "data" / split).glob("*.parquet")))
+        made_shards = sorted(path for split in SPLITS for path in (made / "data" / split).glob("*.parquet"))
+        if not made_shards:
+            raise DataError(f"{self.path} gives no event; the ETL read {', '.join(sorted(plan.files))}")
+        empty = pl.read_parquet(made_shards[0], n_rows=0)
+        (output / "data").mkdir()
         for split in SPLITS:
-            (output / "data").mkdir(exist_ok=True)
             if (made / "data" / split).is_dir():
                 (made / "data" / split).rename(output / "data" / split)
             else:  # MEDS wants a file in each split, also one without rows
                 (output / "data" / split).mkdir()
-                pl.read_parquet(anything, n_rows=0).write_parquet(output / "data" / split / "0.parquet")
+                empty.write_parquet(output / "data" / split / "0.parquet")
         (made / "metadata" / "codes.parquet").rename(output / "metadata" / "codes.parquet")
-        owners = [pl.DataFrame({"subject_id": ids}).with_columns(split=pl.lit(name)) for name, ids in splits.items()]
+        splits = self._splits(plan.subjects).items()
+        owners = [pl.DataFrame({"subject_id": ids}).with_columns(split=pl.lit(name)) for name, ids in splits]
         pl.concat(owners).sort("subject_id").write_parquet(output / "metadata" / "subject_splits.parquet")
         versions = self.etl.versions
         facts = {

@@ -99,9 +99,8 @@ def check(job: Check) -> Found:
         return Found(faults=[f"cannot be read ({without_values(str(error))})"])
     rows = found["rows"]
     void = {name for name in job.needs.keys & columns if found[f"{name} has values"] == 0}
-    faults = [
-        f"{found[what]:,} of {rows:,} rows: {what}" for what in found if what.startswith("column ") and found[what]
-    ]
+    wrong = {what: number for what, number in found.items() if what.startswith("column ") and number}
+    faults = [f"{what} in {number:,} of {rows:,} rows" for what, number in wrong.items()]
     return Found(columns - void, rows, found.get("strangers", 0), faults)
 
 
@@ -140,4 +139,4 @@ def without_values(text: str, known: Iterable[str] = ()) -> str:
     line = next(iter(text.strip().splitlines()), "")
     line = re.sub(r"\[.*\]?", "[...]", line)
     line = re.sub(r"(['\"`])(.*?)(\1|$)", lambda m: m[0] if m[2] in names else "'...'", line)
-    return re.sub(r"\d{4,}[-:.\d]*", "...", line).rstrip(" :,")
+    return re.sub(r"\d[-/:.\d]{3,}", "...", line).rstrip(" :,")
