@@ -328,7 +328,7 @@ def check_model_survives_saving(make: Maker, folder: Path) -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), f"{name} is another after loading"
     one, two = hidden_of(model, batch), hidden_of(again, batch)
-    assert torch.equal(one, two)
+    assert torch.equal(one, two), "outputs are others after loading"
     assert torch.equal(model.lm_logits(one), again.lm_logits(two))
 
 
