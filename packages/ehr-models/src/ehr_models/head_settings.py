@@ -34,6 +34,29 @@ class MultilabelConfig:
 
 
 @dataclass
+class NextVisitConfig:
+    """Which codes occur in the next visit, from the visits before it; BEHRT's task. Needs no labels."""
+
+    name: str = "next_visit"
+    column: str = "visit"
+    """Column of the store with the number of each token's visit, 0 outside all."""
+    kinds: list[str] = field(default_factory=lambda: ["code"])
+    """Kinds of tokens that are asked about."""
+    prefixes: list[str] = field(default_factory=list)
+    """Ask only about tokens whose names begin with one of these, such as diagnoses. Empty: all."""
+    max_labels: int = 1000
+    """Ask about so many codes at most, the most frequent ones in train."""
+    min_count: int = 1
+    """Ask about codes with so many occurrences in train."""
+    min_visits: int = 1
+    """Visits that must come before the one that is asked."""
+    dropout: float = 0.1
+    """Dropout before the head, in training only."""
+    pooling: str = "last"
+    """``last``, ``cls`` (BEHRT's; not for causal models), ``mean`` or ``attention``."""
+
+
+@dataclass
 class RegressionConfig:
     """A number, with a normal error whose width is learned."""
 

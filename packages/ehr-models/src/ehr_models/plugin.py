@@ -8,6 +8,7 @@ from ehr_models.bert_settings import BertConfig, MaskedConfig
 from ehr_models.head_settings import (
     MulticlassConfig,
     MultilabelConfig,
+    NextVisitConfig,
     RegressionConfig,
     SurvivalConfig,
     TimeToEventConfig,
@@ -51,6 +52,12 @@ def ehr_objectives() -> Iterator[Component]:
         target="ehr_models.objectives.masked:MaskedTokens",
         config=MaskedConfig,
         summary="Predict hidden tokens from all others of the window; cross-entropy",
+    )
+    yield Component(
+        name="next_visit",
+        target="ehr_models.objectives.next_visit:NextVisit",
+        config=NextVisitConfig,
+        summary="Predict the codes of the next visit from those before it; BEHRT's task",
     )
     yield Component(
         name="classification",
