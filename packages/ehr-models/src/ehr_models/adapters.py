@@ -9,6 +9,7 @@ experts are no linear layers and stay as they are.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,9 @@ def wrap(model: Any, settings: AdapterConfig, name: str = DEFAULT) -> PeftModel:
         model.set_adapter(name)
     else:
         bases = {table: weights_digest(model, _left_out(model, table)) for table in (False, True)}
-        model = get_peft_model(model, peft_config, adapter_name=name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of transformers, about what peft asks it
+            model = get_peft_model(model, peft_config, adapter_name=name)
         model.ehr_bases, model.ehr_settings = bases, {}
     model.ehr_settings[name] = settings
     return model
