@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ehr_core import config
+from ehr_core.config import from_plain, to_plain
 from ehr_core.errors import ConfigError
 from ehr_core.formats.folder import digest_of
 from ehr_core.plugins import KINDS
@@ -42,7 +42,7 @@ class TrainJob:
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON values."""
-        found: dict[str, Any] = config.to_plain(self)
+        found: dict[str, Any] = to_plain(self)
         return found
 
     @classmethod
@@ -71,7 +71,7 @@ class TrainJob:
 
 def _part(kind: str, found: dict[str, Any] | None) -> Any:
     assert kind in KINDS
-    return None if found is None else config.from_plain(kind, found)
+    return None if found is None else from_plain(kind, found)
 
 
 def adapter_folder(asked: Any) -> Path | None:

@@ -60,6 +60,8 @@ class Pipeline:
                 "adapter needs a trained model: give start_from=RUN, or fine-tune this run's model with "
                 "predictors.finetuned.adapter"
             )
+        if s.start_from is not None:
+            Run(s.start_from)  # a mistake shows before any stage runs
         if s.store is not None:
             self.pretrain(given_store(s))
             return
