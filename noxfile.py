@@ -155,6 +155,17 @@ def tests_package(session: nox.Session, name: str) -> None:
     session.run("python", "-m", "pytest", str(tests_folder), *(session.posargs or ["-m", "not slow"]), env=QUIET)
 
 
+@nox.session(python="3.12")
+def etl_omop(session: nox.Session) -> None:
+    """Hold the source omop against the public OMOP_MEDS, which gets an environment of its own: its pins are others."""
+    etl = Path(session.create_tmp()) / "etl"
+    session.run("python", "-m", "venv", str(etl))
+    session.run(str(etl / "bin" / "python"), "-m", "pip", "install", "-q", "omop-meds>=0.3,<0.4", external=True)
+    install(session, ["ehr-omop"], *CHECK, tests=True)
+    environment = QUIET | {"EHR_OMOP_ETL": str(etl)}
+    session.run("python", "-m", "pytest", "plugins/ehr-omop/tests", *session.posargs, env=environment)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style of the code, and a changelog line for whatever is not released."""
