@@ -1,6 +1,7 @@
 """The tokenizer ``cehr``: visits and artificial time tokens, on records small enough to read and on random ones."""
 
 import itertools
+import json
 from datetime import datetime, timedelta
 from itertools import pairwise
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from ehr_core.errors import ConfigError, DataError
 from ehr_tokenize.cehr import Cehr
+from ehr_tokenize.day_tokens import DayTokens
 from ehr_tokenize.plugin import CehrConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -114,11 +116,37 @@ def test_days_and_hours_within_a_stay_have_tokens_when_asked_for(world):
     ("function", "expected"),
     [("cehr_bert", ["W0", "W1", "M2", "W0", "LT"]), ("day", ["D0", "D7", "D60", "D0", "D365"]),
      ("week", ["W0", "W1", "W8", "W0", "W52"]), ("month", ["M0", "M0", "M2", "M0", "M12"]),
-     ("mix", ["D0", "D7", "M2", "D0", "LT"])],
+     ("mix", ["D0", "D7", "M2", "D0", "LT"]), ("mix_long", ["D0", "D7", "M2", "D0", "Q5"])],
 )  # fmt: skip
 def test_each_function_shows_between_visits(world, function, expected):
     tokens = decoded(world, fitted(world, time_tokens=function)).tokens(7)
     assert [before for before, token in pairwise(tokens) if token == "[VS]"] == expected
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        ("cehr_bert", {-1: "W-1", 0: "W0", 6: "W0", 7: "W1", 27: "W3", 28: "M0", 30: "M1", 359: "M11", 360: "LT"}),
+        ("day", {0: "D0", 1079: "D1079", 1080: "LT"}),
+        ("week", {0: "W0", 1079: "W154", 1080: "LT"}),
+        ("month", {0: "M0", 29: "M0", 1079: "M35", 1080: "LT"}),
+        ("mix", {7: "D7", 8: "W2", 30: "W5", 31: "M2", 360: "M12", 361: "LT"}),
+        ("mix_long", {360: "M12", 361: "Q5", 720: "Q8", 721: "Y3", 1440: "Y4", 1441: "LT", 9999: "LT"}),
+    ],
+)
+def test_each_function_has_its_published_borders(function, expected):
+    tokens = DayTokens(function, "time_tokens")
+    assert {day: tokens.names[tokens.find(np.array([day]))[0]] for day in expected} == expected
+
+
+def test_a_time_token_has_years_months_and_days(world, tmp_path):
+    tokenizer = fitted(world, time_tokens="mix_long", stay_time_tokens="day")
+    tokenizer.save(tmp_path)
+    parts = json.loads((tmp_path / "tokenizer.json").read_text())["state"]["interval_parts"]
+    expected = {"D5": [0, 0, 5], "W5": [0, 1, 5], "M12": [0, 12, 0], "Q5": [1, 2, 25], "LT": [3, 0, 0]}
+    assert {name: parts[name] for name in expected} == expected
+    assert parts["i-D40"] == [0, 1, 10]
+    assert set(parts) | {"W-1", "i-W-1"} == set(tokenizer.interval_estimates)
 
 
 def test_codes_that_are_too_rare_become_unk_and_are_counted(world):
@@ -147,7 +175,10 @@ def test_interval_estimates_are_mean_days_in_train(world):
 
 def test_settings_and_data_that_cannot_work_are_refused(world):
     for wrong, message in [
-        ({"time_tokens": "decade"}, "tokenizer.time_tokens is 'decade'; allowed: cehr_bert, day, week, month, mix"),
+        (
+            {"time_tokens": "decade"},
+            "tokenizer.time_tokens is 'decade'; allowed: cehr_bert, day, week, month, mix, mix_long",
+        ),
         ({"stay_time_tokens": "x"}, "stay_time_tokens"),
         ({"min_subjects": 0}, "min_subjects"),
         ({"admission_codes": ["A"], "discharge_codes": ["A"]}, "in both"),

@@ -1,6 +1,7 @@
 """The tokenizer ``ethos``: every rule on records small enough to read, token by token."""
 
 import json
+from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
@@ -95,6 +96,36 @@ def test_every_rule_shows_in_the_tokens_of_a_small_record(store, world):
         *["LAB//K", "Q2", "LAB//GLU", "Q2", "TIMELINE_END"],  # all of train's GLU is 7, and 8 is above
     ]
     assert found.tokens(8) == []
+
+
+BEGINNINGS = {
+    "5m-15m": 5, "15m-45m": 15, "45m-1h15m": 45, "1h15m-2h": 75, "2h-3h": 120, "3h-5h": 180, "5h-8h": 300,
+    "8h-12h": 480, "12h-18h": 720, "18h-1d": 1080, "1d-2d": 1440, "2d-4d": 2880, "4d-7d": 5760, "7d-12d": 10_080,
+    "12d-20d": 17_280, "20d-30d": 28_800, "30d-2mt": 43_200, "2mt-6mt": 86_400, "=6mt": 259_200,
+}  # fmt: skip
+"""Minutes, as published."""
+
+
+def test_each_of_the_19_interval_tokens_begins_where_published(world):
+    tokenizer = Ethos(EthosConfig(min_count=1, timeline_end=False))
+    tokenizer.fit([tokenizer.summarize(world.frame([(1, "2020-01-01", "A")]))])
+    start, below = datetime(2000, 1, 1), None
+    for name, minutes in BEGINNINGS.items():
+        for minute, expected in ((minutes, name), (minutes - 1, below)):
+            rows = [(1, start, "A"), (1, start + timedelta(minutes=minute), "A")]
+            found = world.Decoded(tokenizer.vocabulary, tokenizer.prefix, [tokenizer.encode(world.frame(rows))])
+            assert found.tokens(1) == ["A", *([expected] if expected else []), "A"]
+        below = name
+    assert len(BEGINNINGS) == 19
+
+
+@pytest.mark.parametrize(("days", "tokens"), [(269, 1), (270, 2), (449, 2), (450, 3), (36_500, 203)])
+def test_half_years_repeat_as_often_as_they_fit_rounded(world, days, tokens):
+    tokenizer = Ethos(EthosConfig(min_count=1, timeline_end=False))
+    tokenizer.fit([tokenizer.summarize(world.frame([(1, "2020-01-01", "A")]))])
+    rows = [(1, datetime(1900, 1, 1), "A"), (1, datetime(1900, 1, 1) + timedelta(days=days), "A")]
+    found = world.Decoded(tokenizer.vocabulary, tokenizer.prefix, [tokenizer.encode(world.frame(rows))])
+    assert found.tokens(1) == ["A", *["=6mt"] * tokens, "A"]
 
 
 def test_tokens_carry_the_time_of_their_event(store, world):

@@ -82,7 +82,7 @@ class Summary:
 class Cehr(TimelineTokenizer):
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
-    saved = (*TimelineTokenizer.saved, "years")
+    saved = (*TimelineTokenizer.saved, "years", "interval_parts")
 
     def __init__(self, settings: CehrConfig):
         super().__init__(settings)
@@ -100,6 +100,8 @@ class Cehr(TimelineTokenizer):
         self.between = DayTokens(settings.time_tokens, "time_tokens")
         within = settings.stay_time_tokens
         self.within = None if within == "none" else DayTokens(within, "stay_time_tokens (or none)", "i-")
+        self.interval_parts = self.between.parts() | (self.within.parts() if self.within else {})
+        """Years, months and days of each time token."""
 
     def load(self, folder: Path) -> None:
         """Read back what `save` wrote, settings included. Raises FormatError when it is another tokenizer's."""

@@ -24,14 +24,24 @@ def _mix(day: int) -> str:
     return f"W{-(-day // 7)}" if day <= 30 else f"M{-(-day // 30)}"
 
 
+def _mix_long(day: int) -> str:
+    if day <= 360:
+        return _mix(day)
+    return f"Q{-(-day // 90)}" if day <= 720 else f"Y{-(-day // 360)}"
+
+
 FUNCTIONS = {
     "cehr_bert": (_cehr_bert, 360),
     "day": (lambda day: f"D{day}", 1080),
     "week": (lambda day: f"W{day // 7}", 1080),
     "month": (lambda day: f"M{day // 30}", 1080),
     "mix": (_mix, 361),
+    "mix_long": (_mix_long, 1441),
 }
 """Name to the name of a day, and the first day that is ``LT``."""
+UNITS = {"D": 1, "W": 7, "M": 30, "Q": 90, "Y": 360}
+LONG_DAYS = 3 * 365
+"""What ``LT`` counts as where a number is needed."""
 
 
 class DayTokens:
@@ -56,6 +66,16 @@ class DayTokens:
         edge = (np.flatnonzero(np.diff(self._index, prepend=-1)) - 1).clip(0).tolist()
         ends = [*map(float, edge[1:]), None]
         return {name: [float(low), high] for name, low, high in zip(self.names, edge, ends, strict=True)}
+
+
+    def parts(self) -> dict[str, list[int]]:
+        """Per token its years (of 365 days), months (of 30) and days, for a head that predicts time in parts."""
+        days = {}
+        for name in self.names:
+            text = name.removeprefix("i-")
+            if text != NEGATIVE:
+                days[name] = LONG_DAYS if text == LONG else UNITS[text[0]] * int(text[1:])
+        return {name: [day // 365, day % 365 // 30, day % 365 % 30] for name, day in days.items()}
 
 
 def day_of(time_N: np.ndarray) -> np.ndarray:

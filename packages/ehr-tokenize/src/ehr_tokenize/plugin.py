@@ -92,7 +92,7 @@ class CehrConfig:
     outside: str = "VISIT//OUTPATIENT"
     """The visit type of events outside any stay; those of one day are one visit."""
     time_tokens: str = "cehr_bert"
-    """Names of the tokens between visits: cehr_bert, day, week, month or mix."""
+    """Names of the tokens between visits: cehr_bert, day, week, month, mix or mix_long."""
     stay_time_tokens: str = "none"
     """The same for days within a stay (``i-D1``); none: there are no such tokens."""
     stay_hours: bool = False
