@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ehr_core.errors import DataError, FormatError, NotApplicable
+from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
 from ehr_core.formats.folder import write_json
 from ehr_core.formats.run import Run
 from ehr_core.formats.tables import read_labels, read_predictions, write_labels
@@ -168,6 +168,15 @@ def test_finetuning_learns_a_question_that_the_visible_codes_answer(job, run):
     build("predictor", settings).predict(dataclasses.replace(job, output=job.output.with_name("again")))
     assert (job.work / "run" / "summary.json").stat().st_mtime_ns == before, "trained again for nothing"
     assert read_predictions(job.output.with_name("again") / "predictions.parquet").to_pylist() == found
+
+
+def test_finetuning_hands_pooling_and_dropout_to_an_objective_that_has_them():
+    with pytest.raises(ConfigError, match="objective tiny_binary has no pooling"):
+        build("predictor", FinetunedConfig(objective="tiny_binary", pooling="mean")).objective()
+    pytest.importorskip("ehr_models", reason="ehr-models is not installed beside")
+    found = build("predictor", FinetunedConfig(pooling="mean", dropout=0.3)).objective()
+    assert (found.pooling, found.dropout) == ("mean", 0.3)
+    assert build("predictor", FinetunedConfig()).objective().pooling == "last"
 
 
 def test_finetuning_needs_enough_labels_of_both_classes(job, labels, tmp_path):

@@ -101,6 +101,10 @@ class FinetunedConfig:
     name: str = "finetuned"
     objective: str = "classification"
     """Labelled objective to train with."""
+    pooling: str | None = None
+    """How a sample's states become one: ``last``, ``cls``, ``mean`` or ``attention``. None: as the objective has it."""
+    dropout: float | None = None
+    """Dropout before the head, in training only. None: as the objective has it."""
     adapter: Any = None
     """Train an adapter on the frozen model: ``lora``, ``lora_all``, ``dora``, ``rslora``, ``{name: lora, rank: 4}``, or
     a folder with an adapter. None: train all of the model."""

@@ -6,12 +6,13 @@ in the output.
 """
 
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ehr_core.config import from_plain
-from ehr_core.errors import NotApplicable
+from ehr_core.errors import ConfigError, NotApplicable
 from ehr_core.formats.run import Run
 from ehr_core.formats.tables import label_splits, read_labels
 from ehr_core.plugins import registry
@@ -63,14 +64,12 @@ class Finetuned:
         """The job that fine-tunes."""
         settings = self.settings
         begin = Run(job.run or "")
-        objective = registry().get("objective", settings.objective).config
-        assert objective is not None, f"objective {settings.objective} has no settings"
         found: dict[str, Any] = dict(begin.settings)
         return TrainJob(
             store=str(job.store),
             output=str(output),
             model=from_plain("model", found["model"]),
-            objective=objective(),
+            objective=self.objective(),
             # The output layer of a model that does not tie it gets no gradient here.
             strategy=DdpConfig(device=settings.device, find_unused_parameters=True),
             train=TrainConfig(
@@ -89,6 +88,17 @@ class Finetuned:
             start=str(job.run),
             adapter=settings.adapter,
         )
+
+    def objective(self) -> Any:
+        """Settings of the objective. Raises ConfigError when it has no such setting."""
+        name = self.settings.objective
+        config = registry().get("objective", name).config
+        assert config is not None, f"objective {name} has no settings"
+        given = {"pooling": self.settings.pooling, "dropout": self.settings.dropout}
+        given = {setting: value for setting, value in given.items() if value is not None}
+        for setting in given.keys() - {field.name for field in fields(config)}:
+            raise ConfigError(f"objective {name} has no {setting}; leave predictors.finetuned.{setting} out")
+        return config(**given)
 
 
 def check_labels(folder: Path, least: int) -> None:
