@@ -5,18 +5,28 @@ import pytest
 import torch
 from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats.vocabulary import Token, Vocabulary
+from ehr_models import gpt, hf
 from ehr_models.generation.engine import Engine, _Work
 from ehr_models.generation.noise import draw_keys
 from ehr_models.generation.rows import Prompt
 from ehr_models.generation.sampling import Sampler
 from ehr_models.generation.settings import GenerationConfig
 from ehr_models.gpt import build
+from ehr_models.hf_settings import HFConfig
 from ehr_models.settings import GPTConfig
 
 CODES = [Token(f"CODE//{index}", "code") for index in range(50)]
 INTERVALS = [Token("1h", "interval"), Token("1d", "interval"), Token("9d", "interval")]
 VOCABULARY = Vocabulary.build([*CODES, *INTERVALS, Token("TIMELINE_END", "end")])
 PREFILL = _Work._prefill
+SHAPE = {"num_layers": 2, "num_heads": 4, "width": 16, "context_length": 14}
+FAMILIES = {
+    "experts": (gpt, GPTConfig(**SHAPE, num_experts=4)),
+    "modern": (gpt, GPTConfig(**SHAPE, norm="rms", mlp="swiglu", positions="rotary", qk_norm=True)),
+    "llama": (hf, HFConfig(**SHAPE)),
+    "qwen3": (hf, HFConfig(**SHAPE, architecture="qwen3", overrides={"num_key_value_heads": 2})),
+    "gpt2": (hf, HFConfig(**SHAPE, architecture="gpt2")),
+}
 SECONDS = {"1h": 3600.0, "1d": 86400.0, "9d": 9 * 86400.0}
 
 
@@ -88,6 +98,20 @@ def test_trajectories_are_those_of_a_loop_that_recomputes_everything(model, sett
     asked = prompts(5, 9, 3, 11, 7)
     expected = {(p.subject_id, p.time, draw): from_scratch(made, p, draw) for p in asked for draw in range(3)}
     assert drawn(made, asked) == expected
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_networks_draw_as_a_loop_would_and_go_on_from_full_contexts(name):
+    module, settings = FAMILIES[name]
+    made = module.build(settings, len(VOCABULARY)).double()
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    drawing = engine(made, rows=3, draws=2, max_new_tokens=30)
+    asked = prompts(5, 9)
+    expected = {(p.subject_id, p.time, draw): from_scratch(drawing, p, draw) for p in asked for draw in range(2)}
+    assert drawn(drawing, asked) == expected
+    assert max(len(tokens) for tokens, _, _ in expected.values()) > 2 * made.config.max_position_embeddings
 
 
 def test_the_world_of_these_tests_ends_trajectories_in_every_way(model):

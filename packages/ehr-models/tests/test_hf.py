@@ -144,6 +144,32 @@ def test_resizing_keeps_old_rows_bit_for_bit(architecture, size, tmp_path):
     assert HFModel.from_pretrained(tmp_path).config.vocab_size == size
 
 
+@pytest.mark.parametrize(
+    ("architecture", "kind", "overrides", "length"),
+    [
+        ("mamba", "causal", {}, 16),  # has states
+        ("bloom", "causal", {}, 16),  # adds distances to the scores
+        ("gemma2", "causal", {}, 16),  # caps the scores
+        ("mistral", "causal", {"sliding_window": 8}, 16),  # forgets what is further away
+        ("modernbert", "masked", {}, 16),
+    ],
+)
+def test_networks_that_do_not_keep_keys_and_values_of_all_tokens_refuse_to_generate(
+    architecture, kind, overrides, length
+):
+    model = sharp(architecture, kind, overrides=overrides)
+    with pytest.raises(ConfigError, match=f"{architecture} cannot generate contexts of 16 tokens here") as raised:
+        model.make_cache(4, length)
+    assert "\n" not in str(raised.value)
+    assert torch.isfinite(model(torch.full((1, 9), 9)).last_hidden_state).all()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "phi", "granite", "mistral"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_networks_of_attention_alone_generate(architecture, dtype):
+    assert sharp(architecture).to(dtype).make_cache(4, 16).length == 16
+
+
 def test_overrides_reach_the_architecture():
     overrides = {"num_key_value_heads": 2, "tie_word_embeddings": True, "rope_parameters": {"rope_theta": 500000.0}}
     model = sharp("llama", overrides=overrides, mlp_width=72)

@@ -198,6 +198,8 @@ def check(settings: BertConfig) -> None:
         raise ConfigError(
             "model: num_layers, num_heads, width, mlp_width, context_length and vocabulary_multiple must be at least 1"
         )
+    if s.width % s.num_heads:
+        raise ConfigError(f"model.width is {s.width}; it must be a multiple of model.num_heads, {s.num_heads}")
     for name, share in (("dropout", s.dropout), ("attention_dropout", s.attention_dropout)):
         if not 0 <= share < 1:
             raise ConfigError(f"model.{name} is {share}; it must be at least 0 and below 1")
@@ -210,7 +212,7 @@ def check(settings: BertConfig) -> None:
     for name, words in allowed.items():
         if getattr(s, name) not in words:
             raise ConfigError(f"model.{name} is {getattr(s, name)!r}; it must be one of {', '.join(words)}")
-    if s.positions == "rotary" and s.num_heads and s.width // s.num_heads % 2:
+    if s.positions == "rotary" and s.width // s.num_heads % 2:
         raise ConfigError(f"rotary positions need an even width of a head, not {s.width // s.num_heads}")
 
 
