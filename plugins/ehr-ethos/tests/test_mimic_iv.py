@@ -185,6 +185,77 @@ def test_kinds_of_admission(tmp_path, kind, token):
     assert found.tokens(1)[1] == f"ADMISSION_TYPE//{token}"
 
 
+@pytest.mark.parametrize(
+    ("place", "token"),
+    [
+        *[(name, "HEALTHCARE_FACILITY") for name in ("HEALTHCARE FACILITY", "SKILLED NURSING FACILITY", "REHAB")],
+        *[(name, "HEALTHCARE_FACILITY") for name in ("CHRONIC/LONG TERM ACUTE CARE", "OTHER FACILITY")],
+        *[("UNK", "UNKNOWN"), ("HOME HEALTH CARE", "HOME_HEALTH_CARE"), ("AGAINST ADVICE", "AGAINST_ADVICE")],
+    ],
+)
+def test_places_of_discharge(tmp_path, place, token):
+    rows = rows_of(1, ("2150-01-01 10:00", f"HOSPITAL_DISCHARGE//{place}"))
+    found = Read(tokenize(write(tmp_path / "meds", train=rows), tmp_path / "store"))
+    assert found.tokens(1)[:2] == ["HOSPITAL_DISCHARGE", f"DISCHARGE_LOCATION//{token}"]
+
+
+@pytest.mark.parametrize(
+    ("race", "token"),
+    [
+        *[(name, "UNKNOWN") for name in ("UNKNOWN", "UNABLE TO OBTAIN", "PATIENT DECLINED TO ANSWER")],
+        *[(name, "OTHER") for name in ("AMERICAN INDIAN/ALASKA NATIVE", "MULTIPLE RACE/ETHNICITY", "OTHER")],
+        ("NATIVE HAWAIIAN OR OTHER PACIFIC ISLANDER", "OTHER"),
+        *[("SOUTH AMERICAN", "HISPANIC"), ("PORTUGUESE", "WHITE"), ("HISPANIC/LATINO - CUBAN", "HISPANIC")],
+        *[("ASIAN - KOREAN", "ASIAN"), ("BLACK/AFRICAN", "BLACK"), ("WHITE", "WHITE")],
+    ],
+)
+def test_names_of_race(tmp_path, race, token):
+    rows = rows_of(1, ("2150-01-01 10:00", "HOSPITAL_ADMISSION//URGENT//UNK", ADMISSION | {"race": race}))
+    found = Read(tokenize(write(tmp_path / "meds", train=rows), tmp_path / "store"))
+    assert found.prefix(1, "2150-01-02")[1] == f"RACE//{token}"
+
+
+def test_what_is_left_out_and_what_is_renamed(tmp_path):
+    out = ["INFUSION_START//225158", "INFUSION_END//225158", "SUBJECT_WEIGHT_AT_INFUSION//KG", "Weight (Lbs)"]
+    out += [
+        "Height (Inches)",
+        "eGFR",
+        "PROCEDURE//START//225402",
+        "PROCEDURE//END//225402",
+        "TRANSFER_TO//discharge//UNK",
+    ]
+    out += ["MEDICATION//START//Heparin", "MEDICATION//STOP//Heparin", "TRANSFER_TO//ED//Emergency Department"]
+    rows = rows_of(
+        1,
+        *[("2150-01-01 10:00", code, 1.0) for code in out],
+        ("2150-01-01 10:00", "TRANSFER_TO//transfer//UNK"),
+        ("2150-01-01 10:00", "TRANSFER_TO//transfer//Medicine, West"),
+        ("2150-01-01 10:00", "ICU_ADMISSION//UNK"),
+        ("2150-01-02 00:00", "HCPCS//Hospital observation per hr"),
+        ("2150-01-02 00:00", "PROCEDURE//ICD//10//0BH"),
+    )
+    found = Read(tokenize(write(tmp_path / "meds", train=rows), tmp_path / "store"))
+    assert found.tokens(1) == [
+        *["ICU_ADMISSION", "ICU_TYPE//UNKNOWN", "TRANSFER//UNKNOWN", "TRANSFER//MEDICINE_WEST"],  # the stay first
+        *["1d-2d", "HCPCS//HOSPITAL_OBSERVATION_PER_HR"],
+        "PROCEDURE//ICD//10//0BH",  # no seven characters, so no parts; it keeps its name and can become [UNK]
+        "TIMELINE_END",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"), [("7", 7), ("7/10", 7), ("3-4", 3.5), ("none", 0), ("sleeping", 0), ("crit", 10), ("11", None)]
+)
+def test_pain_is_read_from_words(tmp_path, said, kept):
+    rows = rows_of(1, ("2150-01-01 10:00", "PAIN", text(said)), ("2150-01-01 10:00", "ED_OUT"))
+    store = tokenize(write(tmp_path / "meds", train=rows), tmp_path / "store", "tokenizer.value=true")
+    found = Read(store)
+    expected = ["ED_OUT", "TIMELINE_END"] if kept is None else ["VITAL//PAIN", "Q1", "ED_OUT", "TIMELINE_END"]
+    assert found.tokens(1) == expected
+    if kept is not None:
+        assert found.tables[0].columns["value"][0] == kept
+
+
 def test_death_comes_before_the_discharge_of_the_same_time_and_a_missing_group_is_unknown(tmp_path):
     rows = rows_of(
         1,
