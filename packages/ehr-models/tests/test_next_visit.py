@@ -192,8 +192,11 @@ def test_what_cannot_be_asked_is_one_clear_line():
     batch = batch_of([[[D0], [D1]]])
     with pytest.raises(DataError, match="reads the column 'visit', and the store has age_days"):
         objective().ask(dataclasses.replace(batch, columns={"age_days": batch.columns["age_days"]}))
-    with pytest.raises(ConfigError, match="set_vocabulary"):
-        NextVisit(NextVisitConfig(), WIDTH).ask(batch)
+
+
+def test_without_a_vocabulary_the_first_ids_are_asked_about():
+    question = NextVisit(NextVisitConfig(max_labels=2), WIDTH).eval().ask(batch_of([[[D0], [D1, D2, M0]]]))
+    assert question.label_NK.tolist() == [[0.0, 1.0]]
 
 
 def test_a_grammar_of_visits_is_learned(model):

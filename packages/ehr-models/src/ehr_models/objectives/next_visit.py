@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from ehr_core.batch import Batch, Loss
 from ehr_core.errors import ConfigError, DataError
-from ehr_core.formats.vocabulary import PAD, Vocabulary
+from ehr_core.formats.vocabulary import PAD, SPECIALS, Vocabulary
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -54,9 +54,12 @@ class NextVisit(SampleObjective):
                 f"{settings.min_visits}; each must be at least 1"
             )
         super().__init__(settings, width, settings.max_labels)
+        self.width = width
         self.labels: list[str] = []
-        """The codes that are asked, most frequent first."""
-        self.register_buffer("label_V", torch.empty(0, dtype=torch.int64), persistent=False)
+        """The codes that are asked about, most frequent first."""
+        # Until a vocabulary says more: the first ids that are no specials.
+        ids = range(len(SPECIALS), len(SPECIALS) + settings.max_labels)
+        self.answer({index: str(index) for index in ids}, ids.stop + 1)
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Choose the codes to ask about: the most frequent ones in train. Raises ConfigError when there is none."""
@@ -74,11 +77,16 @@ class NextVisit(SampleObjective):
                 f"next_visit finds no code to ask about: no token of kind {', '.join(self.settings.kinds)} occurs "
                 f"{self.settings.min_count} times in train; see objective.kinds, prefixes and min_count"
             )
-        self.labels = [vocabulary.tokens[index].token for index in chosen]
-        self.label_V = torch.full((len(vocabulary),), -1, dtype=torch.int64)
-        self.label_V[chosen] = torch.arange(len(chosen))
-        D = self.head.in_features
-        within, output = nn.Linear(D, D), nn.Linear(D, len(chosen))
+        self.answer({index: vocabulary.tokens[index].token for index in chosen}, len(vocabulary))
+
+    def answer(self, names: dict[int, str], size: int) -> None:
+        """Make the head and the numbers of the labels, from their ids and names; ``size`` is V."""
+        self.labels = list(names.values())
+        label_V = torch.full((size,), -1, dtype=torch.int64)
+        label_V[list(names)] = torch.arange(len(names))
+        self.register_buffer("label_V", label_V, persistent=False)
+        D = self.width
+        within, output = nn.Linear(D, D), nn.Linear(D, len(names))
         for layer in (within, output):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
@@ -102,12 +110,10 @@ class NextVisit(SampleObjective):
 
     def ask(self, batch: Batch) -> Question:
         """Choose a visit of each window and end the sentence before it."""
-        if not len(self.label_V):
-            raise ConfigError("next_visit does not know its codes yet: call set_vocabulary first")
         if self.settings.column not in batch.columns:
             raise DataError(
                 f"next_visit reads the column {self.settings.column!r}, and the store has "
-                f"{', '.join(sorted(batch.columns)) or 'no columns'}; tokenize with tokenizer=visits"
+                f"{', '.join(sorted(batch.columns)) or 'no columns'}; use a tokenizer that writes it, such as behrt"
             )
         window_P, visit_P = windows_of(batch), batch.columns[self.settings.column].flatten().long()
         place_P = torch.arange(len(window_P), device=window_P.device)
@@ -131,7 +137,7 @@ class NextVisit(SampleObjective):
         number_W = torch.full_like(none_W, N).scatter(0, window_P[first_N], torch.arange(N, device=first_N.device))
         visit_W = torch.zeros_like(none_W).scatter(0, window_P[first_N], visit_P[first_N])
         inside_P = ~visible.flatten() & (visit_P == visit_W[window_P])
-        label_P = self.label_V[batch.token_BT.flatten()]
+        label_P = self.label_V[batch.token_BT.flatten().clamp(max=len(self.label_V) - 1)]
         # What is no label goes to a row and a column that are cut off.
         row_P = torch.where(inside_P, number_W[window_P], N)
         label_NK = torch.zeros(N + 1, K + 1, device=first_N.device)
