@@ -141,7 +141,7 @@ class Batch:
 
 def parse_times(text: pl.Series) -> pl.Series:
     """Datetimes of ISO dates and times, with ``T`` or a blank, with or without a zone; null for anything else."""
-    plain = text.str.replace("T", " ", literal=True).str.replace(r"(?:Z| UTC)$", "")
+    plain = text.str.replace(r"(?:Z| UTC)$", "").str.replace("T", " ", literal=True)
     time = pl.Series(text.name, [None] * len(text), pl.Datetime("us"))
     for form in TIME_FORMATS:
         left = plain.set(time.is_not_null(), None)
