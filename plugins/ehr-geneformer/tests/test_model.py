@@ -1,5 +1,6 @@
 """The network of Geneformer: sizes as published, and Transformer Engine and FP8 where there are none."""
 
+import contextlib
 import importlib.util
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from ehr_core import config
 from ehr_core.errors import ConfigError
 from ehr_core.plugins import build
-from ehr_geneformer.model import swap_linears, without_extra_state
+from ehr_geneformer.model import swap_linears, why_no_fp8, without_extra_state
 from ehr_geneformer.plugin import GeneformerConfig
 from omegaconf import OmegaConf
 from transformers import AutoModel
@@ -79,6 +80,48 @@ def test_fp8_that_cannot_be_becomes_bf16_and_says_so_once(capsys):
     kinds.clear()
     plain(token)
     assert not kinds
+
+
+class Engine:
+    """Remembers whether it was asked for FP8."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def fp8_autocast(self, enabled, fp8_recipe):
+        assert enabled
+        self.asked += 1
+        return contextlib.nullcontext()
+
+
+def test_fp8_is_used_exactly_where_device_layers_and_batch_allow(monkeypatch, capsys):
+    """What decides, with a device and an engine that only say what they are."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr("ehr_geneformer.model.recipe", lambda: None)
+    cuda = torch.device("cuda")
+    assert why_no_fp8(torch.device("cpu"), Engine()) == "the device is cpu"
+    assert why_no_fp8(cuda, Engine()) == "A100 has no FP8"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert why_no_fp8(cuda, None) == "model.layers is not te"
+    assert why_no_fp8(cuda, Engine()) is None
+    # From here on the device is taken for one that has FP8.
+    monkeypatch.setattr("ehr_geneformer.model.why_no_fp8", lambda device, engine: None)
+    model = small(precision="fp8").train()
+    model.engine = Engine()
+    whole, odd = torch.ones(2, 12, dtype=torch.int64), torch.ones(1, 13, dtype=torch.int64)
+    model(whole)
+    assert (model.engine.asked, capsys.readouterr().err) == (1, "")
+    for _ in range(2):
+        model(odd)
+    assert model.engine.asked == 1
+    assert capsys.readouterr().err.count("no multiple of 8 cannot be computed so; going on in bf16") == 1
+    model.gradient_checkpointing_enable()
+    model(whole)
+    assert model.engine.asked == 1
+    assert "gradient checkpointing" in capsys.readouterr().err
+    model.eval()(whole)
+    assert model.engine.asked == 2
 
 
 def test_widths_that_fp8_cannot_have_are_refused():

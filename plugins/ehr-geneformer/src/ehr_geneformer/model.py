@@ -20,33 +20,45 @@ from ehr_geneformer.plugin import GeneformerConfig
 
 FP8_CAPABILITY = (8, 9)
 """Ada; Hopper is 9.0."""
+FP8_ROWS = 8
+"""A product in 8 bits has a multiple of so many rows; its widths, of 16."""
 
 
 class Geneformer(Bert):
     """`ehr_models.bert.Bert` with a precision of its own."""
 
     precision = "trainer"
+    said: frozenset[str] | set[str] = frozenset()
+    """Reasons that were given."""
     engine: Any = None
     """``transformer_engine.pytorch``, if its layers are used."""
 
     def forward(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """As `Bert`, in the precision of the settings."""
-        with self.arithmetic(input_ids.device):
+        with self.arithmetic(input_ids):
             return super().forward(input_ids, *args, **kwargs)
 
-    def arithmetic(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        """The context for the blocks; says on stderr, once, when FP8 was asked for and cannot be."""
+    def arithmetic(self, token_BT: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+        """The context for the blocks; says on stderr, once a reason, when FP8 was asked for and cannot be."""
         if self.precision == "trainer":
             return contextlib.nullcontext()
-        reason = why_no_fp8(device, self.engine)
+        reason = why_no_fp8(token_BT.device, self.engine) or self.why_not_now(token_BT)
         stack = contextlib.ExitStack()
-        stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
+        stack.enter_context(torch.autocast(token_BT.device.type, dtype=torch.bfloat16))
         if reason is None:
             stack.enter_context(self.engine.fp8_autocast(enabled=True, fp8_recipe=recipe()))
-        elif not getattr(self, "said", False):
-            self.said = True
+        elif reason not in self.said:
+            self.said = {*self.said, reason}
             print(f"model.precision=fp8 is not possible: {reason}; going on in bf16", file=sys.stderr)
         return stack
+
+    def why_not_now(self, token_BT: torch.Tensor) -> str | None:
+        """What stands in the way of FP8 in this batch, or None."""
+        if token_BT.numel() % FP8_ROWS:
+            return f"batches of a number of positions that is no multiple of {FP8_ROWS} cannot be computed so"
+        if self.training and any(getattr(block, "gradient_checkpointing", False) for block in self.blocks):
+            return "with gradient checkpointing, states are computed again outside of it"
+        return None
 
 
 def why_no_fp8(device: torch.device, engine: Any) -> str | None:
