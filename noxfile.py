@@ -155,6 +155,26 @@ def tests_package(session: nox.Session, name: str) -> None:
     session.run("python", "-m", "pytest", str(tests_folder), *(session.posargs or ["-m", "not slow"]), env=QUIET)
 
 
+ETL_MIMIC_IV = ("mimic-iv-meds>=0.2", "meds-extract>=0.7.1", "polars<2")  # as the source says when it is missing
+
+
+@nox.session
+def etl_mimic_iv(session: nox.Session) -> None:
+    """The source mimic_iv with the public MEDS ETL, which has an environment of its own inside the session's."""
+    install(session, ["ehr-mimic-iv", "ehr-ethos"], *CHECK)
+    etl = Path(session.virtualenv.location) / "etl"
+    if not (etl / "bin" / "meds-extract-run").exists():
+        session.run("python", "-m", "venv", "--clear", str(etl))
+        session.run(str(etl / "bin" / "python"), "-m", "pip", "install", *ETL_MIMIC_IV, external=True)
+    session.run(
+        "python",
+        "-m",
+        "pytest",
+        *(session.posargs or ["plugins/ehr-mimic-iv"]),
+        env=QUIET | {"EHR_MIMIC_ETL": str(etl)},
+    )
+
+
 @nox.session(python="3.12")
 def etl_omop(session: nox.Session) -> None:
     """Hold the source omop against the public OMOP_MEDS, which gets an environment of its own: its pins are others."""

@@ -114,6 +114,13 @@ def test_a_key_without_any_value_does_not_stop_the_etl(raw, etl, tmp_path):
     assert "MEDICATION//Heparin//Administered//UNK" in codes(meds)
 
 
+def test_subjects_that_are_no_patients_go_nowhere(raw, etl, tmp_path):
+    raw.change("hosp/patients", "105,F,60,2205,2011 - 2013,\n", "")
+    meds = raw.provide(tmp_path / "meds", damaged="skip")
+    assert set(pl.read_parquet(meds / "data" / "*" / "*.parquet")["subject_id"]) == {*range(101, 113)} - {105}
+    assert sorted(path.name for path in (meds / "data").iterdir()) == ["held_out", "train", "tuning"]
+
+
 def test_an_error_of_the_etl_itself_is_one_line(raw, etl, tmp_path):
     raw.change("hosp/patients", "F,60,", "F,secret,", 1)
     with pytest.raises(EhrError, match="the MIMIC-IV ETL failed in stage convert_to_MEDS_events: ") as error:
