@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,10 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 from ehr_core.config import from_plain, to_plain
-from ehr_core.errors import ConfigError, DataError, FormatError
+from ehr_core.errors import ConfigError, FormatError
 from ehr_core.formats.folder import read_json, write_json
 from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load_prefix, write_prefix
-from ehr_core.formats.vocabulary import SPECIALS, UNK, Token, Vocabulary
+from ehr_core.formats.vocabulary import UNK, Token, Vocabulary
 
 from ehr_tokenize import stages
 from ehr_tokenize.prepare import Preparation
@@ -295,101 +294,3 @@ def static_arrays(
         "static_token": token[new].astype(dtype),
         "static_time": time_N[order][new],
     }
-
-
-def often_enough(counts: stages.Counts, least: int) -> dict[str, int]:
-    """Code to rows, for codes with at least so many rows."""
-    return {name: int(n) for name, n in zip(counts.names_C, counts.rows_C, strict=True) if n >= least}
-
-
-def subjects_per_code(rows: stages.Records) -> dict[str, int]:
-    """How many subjects have each code at least once."""
-    size = len(rows.names_C)
-    pair = np.unique(rows.subject_N * size + rows.code_N)
-    count_C = np.bincount(pair % max(size, 1), minlength=size)
-    return {rows.names_C[c]: int(count_C[c]) for c in np.flatnonzero(count_C)}
-
-
-def half_open(breaks: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Breaks for `stages.find_bins` and `stages.bin_counts` by which a number equal to a break is above it."""
-    return {code: np.nextafter(found, -np.inf).tolist() for code, found in breaks.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class Strand:
-    """One part of what an event becomes: ``token_N[n]``, ``count_N[n]`` times."""
-
-    token_N: np.ndarray
-    count_N: np.ndarray
-    value_N: np.ndarray | None = None
-    """The number that the token carries into the column ``value``."""
-
-
-def weave(
-    strands: Sequence[Strand], time_N: np.ndarray, dtype: np.dtype, value: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Tokens (T,), their times (T,), where each event's tokens end (N,), and further columns."""
-    token, total_N = stages.interleave([(s.token_N, s.count_N) for s in strands], dtype)
-    columns = {}
-    if value:
-        none_N = np.full(len(time_N), np.nan, np.float32)
-        parts = [(none_N if s.value_N is None else s.value_N, s.count_N) for s in strands]
-        columns["value"] = stages.interleave(parts, np.dtype(np.float32))[0]
-    return token, np.repeat(time_N, total_N), np.cumsum(total_N), columns
-
-
-def last_of_subject(subject_N: np.ndarray) -> np.ndarray:
-    """(N,) whether the next row is another subject's, or there is none."""
-    last_N = np.ones(len(subject_N), bool)
-    np.not_equal(subject_N[1:], subject_N[:-1], out=last_N[:-1])
-    return last_N
-
-
-def assemble(
-    fixed: list[Token],
-    statics: list[Token],
-    often: dict[str, int],
-    rare: int,
-    fused: dict[str, list[Token]] | None = None,
-) -> Vocabulary:
-    """Specials, the tokens ``fixed``, static tokens, codes by (-count, code); ``fused`` tokens follow their code.
-
-    A code that is both static and in the timeline is one token of kind ``code``. Raises DataError for a code that has
-    the name of one of our own tokens: its meaning would be lost.
-    """
-    fused = fused or {}
-    special = [Token(name, "special", (), rare if index == UNK else 0) for index, name in enumerate(SPECIALS)]
-    ours = {token.token for token in special + fixed} | {t.token for t in statics if t.codes != (t.token,)}
-    ours |= {token.token for found in fused.values() for token in found}
-    clash = sorted((set(often) | {t.token for t in statics if t.codes == (t.token,)}) & ours)
-    if clash:
-        raise DataError(f"the code {clash[0]!r} has the name of a token that the tokenizer makes itself; rename it")
-    shared = [
-        dataclasses.replace(token, kind="code", count=token.count + often[token.token])
-        if token.token in often
-        else token
-        for token in statics
-    ]
-    placed = {token.token for token in shared}
-    codes: list[Token] = []
-    for code in sorted(often, key=lambda code: (-often[code], code)):
-        if code not in placed:
-            codes.append(Token(code, "code", (code,), often[code]))
-        codes += fused.get(code, [])
-    return Vocabulary(special + fixed + shared + codes)
-
-
-def ids_of(vocabulary: Vocabulary, names: Iterable[str]) -> list[int]:
-    """Ids of tokens by their exact names. Raises ConfigError for a name that is not there, with the nearest one.
-
-    A vocabulary that is used unchanged must not answer UNK to a misspelt name: a score of the wrong token looks fine.
-    """
-    found = []
-    for name in names:
-        if name not in vocabulary.ids:
-            near = difflib.get_close_matches(name, vocabulary.ids, n=1, cutoff=0.0)
-            raise ConfigError(
-                f"the vocabulary has no token {name!r}; the nearest of its {len(vocabulary)} is {near[0]!r}"
-            )
-        found.append(int(vocabulary[name]))
-    return found

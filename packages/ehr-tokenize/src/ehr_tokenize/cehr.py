@@ -27,21 +27,13 @@ from ehr_core.formats.tokens import NO_TIME, YEAR_US, Prefix
 from ehr_core.formats.vocabulary import Token
 
 from ehr_tokenize import stages
-from ehr_tokenize.base import (
-    DAY,
-    HOUR,
-    Parts,
-    Strand,
-    TimelineTokenizer,
-    assemble,
-    last_of_subject,
-    subjects_per_code,
-    weave,
-)
+from ehr_tokenize.base import DAY, HOUR, Parts, TimelineTokenizer
 from ehr_tokenize.day_tokens import DayTokens, day_of
 from ehr_tokenize.plugin import CehrConfig
 from ehr_tokenize.spacing import Lengths, join, measure
 from ehr_tokenize.stays import find_stays, starts_with
+from ehr_tokenize.vocabularies import assemble, subjects_per_code
+from ehr_tokenize.weaving import Strand, last_of_subject, weave
 
 START, STOP, END = "[VS]", "[VE]", "[END]"
 AGES, HOURS = 121, 24

@@ -24,24 +24,12 @@ from ehr_core.formats.tokens import NO_TIME
 from ehr_core.formats.vocabulary import Token
 
 from ehr_tokenize import frequent, stages
-from ehr_tokenize.base import (
-    AGE_UNKNOWN,
-    BIRTH,
-    DAY,
-    HOUR,
-    MINUTE,
-    TENS,
-    UNITS,
-    Parts,
-    Strand,
-    TimelineTokenizer,
-    assemble,
-    last_of_subject,
-    weave,
-)
+from ehr_tokenize.base import AGE_UNKNOWN, BIRTH, DAY, HOUR, MINUTE, TENS, UNITS, Parts, TimelineTokenizer
 from ehr_tokenize.number_tokens import Numbers, equal_width, limits
 from ehr_tokenize.plugin import EthosConfig
 from ehr_tokenize.spacing import Lengths, Spacing, join
+from ehr_tokenize.vocabularies import assemble
+from ehr_tokenize.weaving import Strand, last_of_subject, weave
 
 END = "TIMELINE_END"
 INTERVALS = {

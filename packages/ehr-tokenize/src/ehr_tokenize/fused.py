@@ -26,24 +26,11 @@ from ehr_core.formats.tokens import YEAR_US
 from ehr_core.formats.vocabulary import UNK, Token
 
 from ehr_tokenize import stages
-from ehr_tokenize.base import (
-    AGE_UNKNOWN,
-    DAY,
-    HOUR,
-    MINUTE,
-    TENS,
-    UNITS,
-    Parts,
-    Strand,
-    TimelineTokenizer,
-    assemble,
-    half_open,
-    last_of_subject,
-    subjects_per_code,
-    weave,
-)
+from ehr_tokenize.base import AGE_UNKNOWN, DAY, HOUR, MINUTE, TENS, UNITS, Parts, TimelineTokenizer
 from ehr_tokenize.plugin import FusedConfig
 from ehr_tokenize.spacing import Lengths, Once, join
+from ehr_tokenize.vocabularies import assemble, subjects_per_code
+from ehr_tokenize.weaving import Strand, last_of_subject, weave
 
 START, END = "TIMELINE//START", "TIMELINE//END"
 EDGES = (
@@ -130,7 +117,7 @@ class Fused(TimelineTokenizer):
         often = self._often(timeline, subjects)
         size = self.settings.num_quantiles
         self.breaks = {c: b for c, b in stages.quantile_breaks(timeline, size).items() if c in often}
-        fused = self._fused(stages.bin_counts(timeline, half_open(self.breaks), size))
+        fused = self._fused(stages.bin_counts(timeline, stages.half_open(self.breaks), size))
         timelines = sum(p.timelines for p in found)
         tokens = [Token(START, "start", (), timelines)]
         tokens += self.fit_intervals(join(p.intervals for p in found), DELTA.names, DELTA.middles())
@@ -184,7 +171,7 @@ class Fused(TimelineTokenizer):
     def encode_timeline(self, parts: Parts, dtype: np.dtype) -> dict[str, Any]:
         """The arrays of a token table that have an entry a token, and where each subject starts."""
         rows = parts.timeline
-        bin_N = stages.find_bins(rows, half_open(self.breaks), self.settings.num_quantiles)
+        bin_N = stages.find_bins(rows, stages.half_open(self.breaks), self.settings.num_quantiles)
         bare_N = rows.per_code(self.code_id, np.int64)[rows.code_N]
         code_N = np.where(bin_N > 0, rows.per_code(self._first_bin, np.int64)[rows.code_N] - 1 + bin_N, bare_N)
         delta_N, often_N = DELTA.find(stages.gaps(rows))

@@ -16,7 +16,7 @@ from ehr_core.formats.tokens import NO_TIME
 
 from ehr_tokenize.quantiles import Counts, bin_counts, merge, quantile_breaks, tally
 
-__all__ = ["Counts", "Records", "bin_counts", "count", "find_bins", "gaps", "interleave", "merge"]
+__all__ = ["Counts", "Records", "bin_counts", "count", "find_bins", "gaps", "half_open", "interleave", "merge"]
 __all__ += ["offsets", "quantile_breaks", "records"]
 
 
@@ -102,6 +102,11 @@ def find_bins(rows: Records, breaks: dict[str, list[float]], num_quantiles: int)
     bin_N = np.zeros(len(rows.code_N), np.int16)
     bin_N[at] = bin_M
     return bin_N
+
+
+def half_open(breaks: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Breaks for `find_bins` and `bin_counts` by which a number equal to a break is above it."""
+    return {code: np.nextafter(found, -np.inf).tolist() for code, found in breaks.items()}
 
 
 # -- order

@@ -6,8 +6,10 @@ Shapes: N rows (timed events of a shard, in order of subject and time), I instan
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
+from ehr_core.errors import ConfigError
 
 from ehr_tokenize.base import DAY, HOUR
 from ehr_tokenize.visits_settings import VisitsConfig
@@ -15,8 +17,37 @@ from ehr_tokenize.visits_settings import VisitsConfig
 GROUPINGS = ("encounter", "hybrid", "same_day", "time_window")
 ICD_LEVELS = ("full", "3-digit")
 ATC_LEVELS = (1, 3, 4, 5, 7)
+UNKNOWN = 1
+"""Id of an unknown sex or region, and of the entity ``other``."""
+NUM_ENTITIES = 16
 ICD10 = {"ICD10", "ICD10CM"}
 ICD9 = {"ICD9", "ICD9CM"}
+
+
+def check(settings: VisitsConfig) -> None:
+    """Raise ConfigError for settings that make no grammar."""
+    choices: dict[str, tuple[Any, ...]] = {
+        "grouping": GROUPINGS,
+        "icd_level": ICD_LEVELS,
+        "atc_level": ATC_LEVELS,
+        "static": ("columns", "prefix", "none"),
+    }
+    for name, allowed in choices.items():
+        if getattr(settings, name) not in allowed:
+            raise ConfigError(
+                f"tokenizer.{name} is {getattr(settings, name)}; allowed: {', '.join(str(value) for value in allowed)}"
+            )
+    for name, least in (("min_count", 1), ("max_sexes", 2), ("max_regions", 2)):
+        if getattr(settings, name) < least:
+            raise ConfigError(f"tokenizer.{name} is {getattr(settings, name)}; it must be at least {least}")
+    if not settings.gap_hours > 0:
+        raise ConfigError(f"tokenizer.gap_hours is {settings.gap_hours}; it must be above 0")
+    types = {*settings.entities.values(), "other"}
+    wrong = sorted(set(settings.only_entities) - types)
+    if wrong:
+        raise ConfigError(f"tokenizer.only_entities names {wrong[0]!r}; allowed: {', '.join(sorted(types))}")
+    if len(types) + UNKNOWN > NUM_ENTITIES:
+        raise ConfigError(f"tokenizer.entities has {len(types) - 1} types; at most {NUM_ENTITIES - UNKNOWN - 1}")
 
 
 def group(
@@ -95,3 +126,13 @@ def _icd_version(marks: list[str]) -> int | None:
     if ICD10 & set(marks) or marks[-2:] == ["ICD", "10"]:
         return 10
     return 9 if ICD9 & set(marks) or marks[-2:] == ["ICD", "9"] else None
+
+
+def first_of_visit(group_N: np.ndarray, name_N: np.ndarray, keep_N: np.ndarray) -> np.ndarray:
+    """(N,) whether a row is the first of its visit with its name; always outside of visits."""
+    at = np.flatnonzero(keep_N & (group_N >= 0))
+    key = group_N[at] * (int(name_N.max(initial=0)) + 1) + name_N[at]
+    _, first = np.unique(key, return_index=True)
+    found_N = group_N < 0
+    found_N[at[first]] = True
+    return found_N

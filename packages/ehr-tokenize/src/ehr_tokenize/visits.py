@@ -24,19 +24,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 from ehr_core.config import to_plain
-from ehr_core.errors import ConfigError, DataError, FormatError
+from ehr_core.errors import DataError, FormatError
 from ehr_core.formats.folder import file_digest, read_json, write_json
 from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load_prefix, write_prefix
 from ehr_core.formats.vocabulary import CLS, SEP, SPECIALS, UNK, Token, Vocabulary
 
 from ehr_tokenize import stages, visit_rules
 from ehr_tokenize.base import BIRTH, DAY, births, static_arrays
+from ehr_tokenize.stays import starts_with
+from ehr_tokenize.visit_rules import UNKNOWN
 from ehr_tokenize.visits_settings import VisitsConfig
 
 STATICS = ("sex", "region")
-UNKNOWN = 1
-"""Id of an unknown sex or region, and of the entity ``other``."""
-NUM_ENTITIES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Visits:
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
     def __init__(self, settings: VisitsConfig):
-        _check(settings)
+        visit_rules.check(settings)
         self.settings = settings
         self.vocabulary = Vocabulary.build([])
         self.prefix = Prefix()
@@ -119,15 +118,15 @@ class Visits:
         static_C = rows.per_code(lambda code: code == BIRTH or self._static_kind(code) is not None, bool)
         at_N = np.flatnonzero((rows.time_N != NO_TIME) & ~static_C[rows.code_N])
         code_N, subject_N = rows.code_N[at_N], rows.subject_N[at_N]
-        admit_C = rows.per_code(lambda code: _starts(code, settings.admission_codes), bool)
-        leave_C = rows.per_code(lambda code: _starts(code, settings.discharge_codes), bool)
+        admit_C = rows.per_code(starts_with(settings.admission_codes), bool)
+        leave_C = rows.per_code(starts_with(settings.discharge_codes), bool)
         group_N = visit_rules.group(subject_N, rows.time_N[at_N], admit_C[code_N], leave_C[code_N], settings)
         keep_N = np.ones(len(at_N), bool)
         if settings.only_entities:
             wanted = set(settings.only_entities)
             keep_N = rows.per_code(lambda code: self._entity(self._name(code)) in wanted, bool)[code_N]
         if settings.unique:
-            keep_N &= _first_of_visit(group_N, self._name_index(rows)[code_N], keep_N)
+            keep_N &= visit_rules.first_of_visit(group_N, self._name_index(rows)[code_N], keep_N)
         at_K, subject_K, group_K = at_N[keep_N], subject_N[keep_N], group_N[keep_N]
         first_K = np.ones(len(at_K), bool)
         first_K[1:] = subject_K[1:] != subject_K[:-1]
@@ -147,9 +146,9 @@ class Visits:
         return rows.per_code(lambda code: seen.setdefault(self._name(code), len(seen)), np.int64)
 
     def _static_kind(self, code: str) -> str | None:
-        if _starts(code, self.settings.sex_codes):
+        if starts_with(self.settings.sex_codes)(code):
             return "sex"
-        return "region" if _starts(code, self.settings.region_codes) else None
+        return "region" if starts_with(self.settings.region_codes)(code) else None
 
     # -- fit
 
@@ -331,36 +330,6 @@ class Visits:
         self.prefix = load_prefix(folder)
 
 
-def _check(settings: VisitsConfig) -> None:
-    """Raise ConfigError for settings that make no grammar."""
-    choices: dict[str, tuple[Any, ...]] = {
-        "grouping": visit_rules.GROUPINGS,
-        "icd_level": visit_rules.ICD_LEVELS,
-        "atc_level": visit_rules.ATC_LEVELS,
-        "static": ("columns", "prefix", "none"),
-    }
-    for name, allowed in choices.items():
-        if getattr(settings, name) not in allowed:
-            raise ConfigError(
-                f"tokenizer.{name} is {getattr(settings, name)}; allowed: {', '.join(str(value) for value in allowed)}"
-            )
-    for name, least in (("min_count", 1), ("max_sexes", 2), ("max_regions", 2)):
-        if getattr(settings, name) < least:
-            raise ConfigError(f"tokenizer.{name} is {getattr(settings, name)}; it must be at least {least}")
-    if not settings.gap_hours > 0:
-        raise ConfigError(f"tokenizer.gap_hours is {settings.gap_hours}; it must be above 0")
-    types = {*settings.entities.values(), "other"}
-    wrong = sorted(set(settings.only_entities) - types)
-    if wrong:
-        raise ConfigError(f"tokenizer.only_entities names {wrong[0]!r}; allowed: {', '.join(sorted(types))}")
-    if len(types) + UNKNOWN > NUM_ENTITIES:
-        raise ConfigError(f"tokenizer.entities has {len(types) - 1} types; at most {NUM_ENTITIES - UNKNOWN - 1}")
-
-
-def _starts(code: str, prefixes: list[str]) -> bool:
-    return any(code == prefix or code.startswith(f"{prefix}//") for prefix in prefixes)
-
-
 def _value(code: str) -> str:
     """``F`` of ``GENDER//F``."""
     return code.partition("//")[2]
@@ -368,13 +337,3 @@ def _value(code: str) -> str:
 
 def _static_token(kind: str, value: str | None = None) -> str:
     return f"{kind.upper()}//{value}" if value is not None else f"[{kind.upper()} UNKNOWN]"
-
-
-def _first_of_visit(group_N: np.ndarray, name_N: np.ndarray, keep_N: np.ndarray) -> np.ndarray:
-    """(N,) whether a row is the first of its visit with its name; always outside of visits."""
-    at = np.flatnonzero(keep_N & (group_N >= 0))
-    key = group_N[at] * (int(name_N.max(initial=0)) + 1) + name_N[at]
-    _, first = np.unique(key, return_index=True)
-    found_N = group_N < 0
-    found_N[at[first]] = True
-    return found_N

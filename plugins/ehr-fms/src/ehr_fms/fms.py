@@ -34,17 +34,9 @@ from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import NO_TIME, TokenTable
 from ehr_core.formats.vocabulary import UNK, Token, Vocabulary
 from ehr_tokenize import stages
-from ehr_tokenize.base import (
-    DAY,
-    HOUR,
-    MINUTE,
-    FittedTokenizer,
-    assemble,
-    half_open,
-    often_enough,
-    static_arrays,
-)
+from ehr_tokenize.base import DAY, HOUR, MINUTE, FittedTokenizer, static_arrays
 from ehr_tokenize.spacing import Lengths, Once, join
+from ehr_tokenize.vocabularies import assemble, often_enough
 
 from ehr_fms.layout import lay_out, place_items
 from ehr_fms.plugin import FmsConfig
@@ -183,7 +175,7 @@ class Fms(FittedTokenizer):
         tokens = [Token(START, "start", (), fixed[START]), Token(END, "end", (), fixed[END])]
         tokens += [Token(TRUNC, "cut"), Token(ELLIPSIS, "cut", (), fixed[ELLIPSIS])]
         tokens += self.fit_intervals(join(p.intervals for p in parts), SPACING.names, SPACING.middles())
-        bins = stages.bin_counts(items, half_open(self.breaks), len(self.labels))
+        bins = stages.bin_counts(items, stages.half_open(self.breaks), len(self.labels))
         bare, fused = dict(often), {}
         if self.settings.fused:
             for name, counts in bins.items():
@@ -213,7 +205,7 @@ class Fms(FittedTokenizer):
     def _prefix_tokens(self, prefix: stages.Counts, codes: dict[str, set[str]]) -> list[Token]:
         """Tokens of the prefix, entry by entry: the unknown one, then bins, or values by (-count, name)."""
         count = dict(zip(prefix.names_C, prefix.rows_C.tolist(), strict=True))
-        bins = stages.bin_counts(prefix, half_open(self.prefix_breaks), len(self.labels))
+        bins = stages.bin_counts(prefix, stages.half_open(self.prefix_breaks), len(self.labels))
         tokens: dict[str, Token] = {}
         for entry in self.tables["prefix"]:
             unknown = f"{entry.prefix}_UNKNOWN"
@@ -308,5 +300,5 @@ class Fms(FittedTokenizer):
             if name in breaks:
                 for k in reachable(breaks[name]):
                     bin_CB[c, k + 1] = ids[self.labels[k] if shared else f"{name}_{self.labels[k]}"]
-        bin_M = stages.find_bins(items.records(), half_open(breaks), size)
+        bin_M = stages.find_bins(items.records(), stages.half_open(breaks), size)
         return base_C[items.name_M], bin_CB[items.name_M, bin_M]
