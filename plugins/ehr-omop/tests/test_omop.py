@@ -12,7 +12,9 @@ from ehr_core.plugin import ProcessesConfig, SerialConfig
 from ehr_core.plugins import build, registry
 from ehr_omop.plugin import OmopConfig
 from ehr_omop.source import OmopSource
+from ehr_tokenize.command import tokenize
 from ehr_tokenize.meds import read_events, shards
+from ehr_tokenize.plugin import FusedConfig, TokenizeConfig
 from meds import CodeMetadataSchema, DataSchema, DatasetMetadataSchema, SubjectSplitSchema
 
 V54 = {
@@ -282,6 +284,19 @@ def test_what_is_no_cdm_and_unknown_tables_are_refused(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(ConfigError, match="add up to 1"):
         source.provide(tmp_path / "out", build("executor", SerialConfig()))
+
+
+def test_a_folder_that_is_no_cdm_leaves_nothing_behind(tmp_path):
+    (tmp_path / "raw").mkdir()
+    settings = TokenizeConfig(
+        source=OmopConfig(path=str(tmp_path / "raw")),
+        tokenizer=FusedConfig(),
+        executor=SerialConfig(),
+        output=str(tmp_path / "store"),
+    )
+    with pytest.raises(NotApplicable, match="has no table person"):
+        tokenize(settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
 def test_a_stay_answers_the_tasks_as_they_are(provide):

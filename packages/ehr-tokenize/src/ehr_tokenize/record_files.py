@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from ehr_core.errors import DataError, FormatError
 
 KINDS = (".parquet", ".csv.gz", ".csv")
-BLOCK = 1 << 25
+BLOCK = 1 << 23
 """Bytes of text in a batch of a CSV."""
 ROWS = 1 << 18
 """Rows in a batch of a Parquet file."""

@@ -198,7 +198,7 @@ def write_shard(job: ShardJob) -> int:
     """Sort the rows of a shard by subject and time (static ones first) and write them; returns their number."""
     parts = [pl.DataFrame(schema={**EVENTS, "role": pl.String})]
     for path, numbers, role in job.places:
-        with pa.memory_map(str(path)) as source:
+        with pa.OSFile(str(path)) as source:
             reader = pa.ipc.open_file(source)
             rows = pl.from_arrow(pa.Table.from_batches([reader.get_batch(number) for number in numbers]))
         assert isinstance(rows, pl.DataFrame)

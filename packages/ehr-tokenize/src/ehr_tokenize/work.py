@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ehr_core.errors import ConfigError, DataError, EhrError, FormatError
+from ehr_core.errors import ConfigError, DataError, EhrError, FormatError, NotApplicable
 from ehr_core.formats.folder import MANIFEST, check_free, read_json, write_json
 from filelock import FileLock, Timeout
 
@@ -114,7 +114,7 @@ def working(output: Path) -> Iterator[Work]:
         work.store.mkdir(parents=True, exist_ok=True)
         yield work
         finished = True
-    except (ConfigError, DataError, FormatError) as error:
+    except (ConfigError, DataError, FormatError, NotApplicable) as error:
         finished = not isinstance(error, Unfinished)
         raise
     finally:
