@@ -12,6 +12,7 @@ from ehr_core.formats.tokens import TokenStore
 from ehr_fms.fms import SPACING, Fms
 from ehr_fms.plugin import FmsConfig
 from ehr_tokenize import coverage
+from ehr_tokenize.prepare_settings import PrepareConfig, RuleConfig
 
 SCHEMA = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
 
@@ -236,6 +237,17 @@ def test_tables_decide_which_rows_become_which_tokens():
         *["T_5m-15m", "[UNK]", "[UNK]", "HIGH_K", "LAB_K", "LAB_K_Q2"],  # OLD and LAB_K_Q3 are unseen in train
         *["T_1d-3d", "NOTE", "TL_END"],  # HOSPITAL_DISCHARGE and RACE fit no entry
     ]
+
+
+def test_a_text_can_be_part_of_the_token():
+    """What fms-ehrs calls text_value, by a rule of the preparation."""
+    rule = RuleConfig(codes=["RESP"], where={"text_value": ".+"}, normalize=True, to=["{code}//{text_value}"])
+    prepare = PrepareConfig(columns=["text_value"], rules=[rule])
+    rows = [(1, "2020-01-01 00:00", "HOSPITAL_ADMISSION//ED"), *[(1, "2020-01-01 00:01", "RESP")] * 2]
+    events = frame(rows).with_columns(pl.Series("text_value", [None, "Nasal cannula", None]))
+    tokenizer = Fms(FmsConfig(prepare=prepare, prefix=[], events=[{"prefix": "RESP", "code": "RESP"}]))
+    tokenizer.fit([tokenizer.summarize(events)])
+    assert Decoded(tokenizer, events).of(1) == ["TL_START", "RESP", "RESP_NASAL_CANNULA"]
 
 
 def test_tables_come_from_a_yaml_file_and_are_saved_with_the_tokenizer(tmp_path):
