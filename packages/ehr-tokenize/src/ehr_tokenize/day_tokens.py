@@ -67,7 +67,6 @@ class DayTokens:
         ends = [*map(float, edge[1:]), None]
         return {name: [float(low), high] for name, low, high in zip(self.names, edge, ends, strict=True)}
 
-
     def parts(self) -> dict[str, list[int]]:
         """Per token its years (of 365 days), months (of 30) and days, for a head that predicts time in parts."""
         days = {}
