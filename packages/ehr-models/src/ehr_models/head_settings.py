@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from ehr_models.settings import HeadConfig
+
 
 @dataclass
-class MulticlassConfig:
+class MulticlassConfig(HeadConfig):
     """One of several classes."""
 
     name: str = "multiclass"
@@ -12,14 +14,10 @@ class MulticlassConfig:
     """Labels are whole numbers from 0 to one less than this."""
     positive: int = 1
     """Class whose probability is the prediction."""
-    dropout: float = 0.1
-    """Dropout before the head, in training only."""
-    pooling: str = "last"
-    """``last``, ``cls``, ``mean`` or ``attention``, as in `ehr_models.settings.ClassificationConfig`."""
 
 
 @dataclass
-class MultilabelConfig:
+class MultilabelConfig(HeadConfig):
     """Several yes-or-no labels of each sample, such as the codes of the next visit."""
 
     name: str = "multilabel"
@@ -27,14 +25,10 @@ class MultilabelConfig:
     """Labels of a sample: (N, K), or (N,) for one; one that is NaN is not known and does not count."""
     positive: int = 0
     """Label whose probability is the prediction."""
-    dropout: float = 0.1
-    """Dropout before the head, in training only."""
-    pooling: str = "last"
-    """``last``, ``cls``, ``mean`` or ``attention``."""
 
 
 @dataclass
-class NextVisitConfig:
+class NextVisitConfig(HeadConfig):
     """Which codes occur in the next visit, from the visits before it; BEHRT's task. Needs no labels."""
 
     name: str = "next_visit"
@@ -50,27 +44,19 @@ class NextVisitConfig:
     """Ask about codes with so many occurrences in train."""
     min_visits: int = 1
     """Visits that must come before the one that is asked."""
-    dropout: float = 0.1
-    """Dropout before the head, in training only."""
-    pooling: str = "last"
-    """``last``, ``cls`` (BEHRT's; not for causal models), ``mean`` or ``attention``."""
 
 
 @dataclass
-class RegressionConfig:
+class RegressionConfig(HeadConfig):
     """A number, with a normal error whose width is learned."""
 
     name: str = "regression"
     threshold: float = 0.5
     """The prediction is the probability of a value above it."""
-    dropout: float = 0.1
-    """Dropout before the head, in training only."""
-    pooling: str = "last"
-    """``last``, ``cls``, ``mean`` or ``attention``."""
 
 
 @dataclass
-class SurvivalConfig:
+class SurvivalConfig(HeadConfig):
     """Time to an event by discrete hazards in bins of equal width."""
 
     name: str = "survival"
@@ -78,14 +64,10 @@ class SurvivalConfig:
     """Bins between the prediction time and the horizon."""
     horizon_days: float = 365.0
     """The prediction is the probability of the event up to here; what is later counts as no event up to here."""
-    dropout: float = 0.1
-    """Dropout before the head, in training only."""
-    pooling: str = "last"
-    """``last``, ``cls``, ``mean`` or ``attention``."""
 
 
 @dataclass
-class TimeToEventConfig:
+class TimeToEventConfig(HeadConfig):
     """Time to an event by a hazard that is constant within each bin, MOTOR's loss."""
 
     name: str = "time_to_event"
@@ -97,7 +79,3 @@ class TimeToEventConfig:
     """Hazard that training starts from: events a day among those at risk."""
     bin_width: int = 32
     """Width of the representation of each bin."""
-    dropout: float = 0.1
-    """Dropout before the head, in training only."""
-    pooling: str = "last"
-    """``last``, ``cls``, ``mean`` or ``attention``."""

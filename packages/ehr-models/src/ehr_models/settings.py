@@ -63,12 +63,19 @@ class NextTokenConfig:
 
 
 @dataclass
-class ClassificationConfig:
-    """A binary head, trained together with the model."""
+class HeadConfig:
+    """What all heads have that read a sample: how its states become one, and dropout."""
 
-    name: str = "classification"
+    name: str = "head"
     dropout: float = 0.1
     """Dropout before the head, in training only."""
     pooling: str = "last"
     """``last``: the state of a sample's last visible token; ``cls``: of its first; ``mean``: the mean over all of its
     visible tokens; ``attention``: a mean with learned weights."""
+
+
+@dataclass
+class ClassificationConfig(HeadConfig):
+    """A binary head, trained together with the model."""
+
+    name: str = "classification"

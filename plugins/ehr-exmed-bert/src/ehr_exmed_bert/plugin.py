@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from ehr_core import MISSING, Component, hookimpl
 from ehr_models.bert_settings import BertConfig, ColumnConfig, MaskedConfig
+from ehr_tokenize.tables_settings import TablesConfig
 from ehr_tokenize.visits_settings import VisitsConfig
 
 
@@ -21,22 +22,12 @@ class ExMedBertConfig(VisitsConfig):
 
 
 @dataclass
-class PatientsJsonConfig:
+class PatientsJsonConfig(TablesConfig):
     """Patients in the JSON of ExMed-BERT, nested or flat, read as a stream and written as MEDS."""
 
     name: str = "patients_json"
     path: str = MISSING
     """The JSON file: a list of patients, or an object whose ``patients`` is one."""
-    train: float = 0.8
-    """Share of the split train; a hash of (seed, subject) decides where a subject goes."""
-    tuning: float = 0.1
-    """Share of the split tuning."""
-    held_out: float = 0.1
-    """Share of the split held_out."""
-    shard_subjects: int = 10_000
-    """Subjects in one shard at most: the bound of memory."""
-    seed: int = 0
-    """Part of the hash that splits."""
 
 
 def exmed_columns() -> dict[str, ColumnConfig]:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ehr_core import MISSING, Component, hookimpl
+from ehr_tokenize.tables_settings import TablesConfig
 
 
 @dataclass
-class MimicIvConfig:
+class MimicIvConfig(TablesConfig):
     """MIMIC-IV as it is distributed, made MEDS by the public MEDS ETL, which runs in an environment of its own."""
 
     name: str = "mimic_iv"
@@ -18,12 +19,6 @@ class MimicIvConfig:
     """Virtual environment of the ETL; without it EHR_MIMIC_ETL names one, or ``meds-extract-run`` is on PATH."""
     damaged: str = "refuse"
     """``refuse``: a table that cannot be used is an error; ``skip``: it is left out, and the dataset says so."""
-    train: float = 0.8
-    """Share of the split train; a hash of (seed, subject) decides where a subject goes."""
-    tuning: float = 0.1
-    """Share of the split tuning."""
-    held_out: float = 0.1
-    """Share of the split held_out."""
     shard_subjects: int = 1000
     """Subjects in one shard at most: the bound of memory."""
     seed: int = 0
