@@ -15,7 +15,6 @@ the model of ``generate`` on one H100.
 
 import argparse
 import dataclasses
-import functools
 import importlib.metadata
 import json
 import platform
@@ -38,8 +37,6 @@ from ehr_models.generation.rows import Prompt
 from ehr_models.generation.settings import GenerationConfig
 from ehr_models.layout import FLEX_HEAD_WIDTHS, Layout, block_mask, dense_mask, has_flex, make_layout
 from ehr_models.settings import GPTConfig, NextTokenConfig
-from hydra import compose, initialize
-from omegaconf import OmegaConf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PEAK = {
@@ -118,14 +115,6 @@ class Bench:
         return dataclasses.replace(settings, **{k: v for k, v in TINY.items() if k in names}) if self.tiny else settings
 
 
-@functools.cache
-def preset(name: str) -> Any:
-    """Settings of a preset."""
-    config.register()
-    with initialize(version_base="1.3", config_path=None):
-        return OmegaConf.to_object(compose(overrides=[f"+model={name}"]).model)
-
-
 def packed(rows: int, length: int, windows: int, vocabulary: int, device: torch.device) -> Batch:
     """Rows of ``windows`` windows of unequal length, the same in every row, without padding."""
     borders = (np.linspace(0, 1, windows + 1) ** 1.5 * length).round().astype(int)
@@ -178,16 +167,16 @@ def train(bench: Bench, name: str, settings: Any, batch_rows: int, vocabulary: i
 
 def train_rows(bench: Bench) -> Iterator[Row]:
     """The systems' models; dropout of attention keeps FlexAttention from packed rows, so it is measured without."""
-    monolith = preset("gpt2_small_monolith")
+    monolith = config.preset("model", "gpt2_small_monolith")
     plain = dataclasses.replace(monolith, dropout=0.0)
     yield train(bench, "gpt2_small_monolith", monolith, 16, VOCABULARY)
     yield train(bench, "gpt2_small_monolith, no dropout", plain, 16, VOCABULARY)
     yield train(bench, "gpt2_small_monolith, no dropout, 8 windows a row", plain, 16, VOCABULARY, 8)
-    yield train(bench, "gpt_modern", preset("gpt_modern"), 16, VOCABULARY)
+    yield train(bench, "gpt_modern", config.preset("model", "gpt_modern"), 16, VOCABULARY)
     bert = BertConfig(num_layers=12, num_heads=12, width=768, mlp_width=3072, context_length=512)
     yield train(bench, "bert, 12 layers, width 768", bert, 64, VOCABULARY)
-    yield train(bench, "geneformer_10m", preset("geneformer_10m"), 16, GENES)
-    yield train(bench, "geneformer_106m", preset("geneformer_106m"), 16, GENES)
+    yield train(bench, "geneformer_10m", config.preset("model", "geneformer_10m"), 16, GENES)
+    yield train(bench, "geneformer_106m", config.preset("model", "geneformer_106m"), 16, GENES)
 
 
 def expert_rows(bench: Bench) -> Iterator[Row]:
@@ -239,7 +228,7 @@ def attention_rows(bench: Bench) -> Iterator[Row]:
 
 def generate_rows(bench: Bench) -> Iterator[Row]:
     """Draws of gpt2_small_monolith in bf16: one prompt with 16, then many prompts that keep more rows busy."""
-    settings = bench.small(preset("gpt2_small_monolith"))
+    settings = bench.small(config.preset("model", "gpt2_small_monolith"))
     prompt, new, draws, size = (8, 8, 4, 200) if bench.tiny else (256, 256, 16, VOCABULARY)
     vocabulary = Vocabulary.build([Token(f"CODE//{index}", "code") for index in range(size - 7)])
     for prompts in (1, 2) if bench.tiny else (1, 4, 16, 64):

@@ -149,6 +149,7 @@ def measure(command: list[str], threads: int, first: str = "") -> tuple[float, f
     names = ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     path = os.pathsep.join(part for part in (first, os.environ.get("PATH", "")) if part)
     environment = os.environ | {name: str(threads) for name in names} | {"PATH": path}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # pip compiles what it installs
     started = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

@@ -7,9 +7,6 @@ import pytest
 import torch
 from ehr_core import config
 from ehr_core.plugins import build
-from hydra import compose, initialize
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 ROW = re.compile(r"^\| `(\w+)` \| (\d+) \| (\d+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", re.M)
@@ -17,22 +14,13 @@ STATED = {name: [int(cell.replace(",", "")) for cell in cells] for name, *cells 
 COLUMNS = ["age_days", "visit", "segment", "entity", "sex", "region"]
 
 
-@pytest.fixture(scope="module")
-def compose_model():
-    config.register()
-    GlobalHydra.instance().clear()
-    with initialize(version_base="1.3", config_path=None):
-        yield lambda name: OmegaConf.to_object(compose(overrides=[f"+model={name}"]).model)
-
-
 def test_every_model_is_on_the_page():
-    config.register()
     assert sorted(STATED) == sorted(config.options()["model"])
 
 
 @pytest.mark.parametrize("name", STATED)
-def test_models_have_the_sizes_that_the_page_states(name, compose_model):
-    settings = compose_model(name)
+def test_models_have_the_sizes_that_the_page_states(name):
+    settings = config.preset("model", name)
     size = 25_426 if name.startswith("geneformer") else 4_480
     with torch.device("cpu" if name == "hf" else "meta"):  # networks of transformers are tried with a few tokens
         model = build("model", settings, vocabulary_size=size, columns=COLUMNS)

@@ -7,7 +7,6 @@ from typing import ClassVar
 import pytest
 from ehr_core import Component, cli, config, hookimpl, plugins
 from ehr_core.errors import ConfigError
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 SEEN = []
@@ -49,14 +48,7 @@ def world(monkeypatch):
     found = plugins.discover({"mine": module})
     for place in (plugins, config, cli):
         monkeypatch.setattr(place, "registry", lambda: found)
-    store = ConfigStore.instance()
-    before = store.repo
-    store.repo = {"hydra": before["hydra"], **{k: v for k, v in before.items() if k.startswith("_")}}
-    config.register.cache_clear()
     SEEN.clear()
-    yield
-    store.repo = before
-    config.register.cache_clear()
 
 
 def given(*arguments):

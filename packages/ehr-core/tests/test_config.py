@@ -1,5 +1,6 @@
 """Settings: what a command line may say, and the one line that a mistake is answered with."""
 
+import dataclasses
 import sys
 import types
 from dataclasses import dataclass, field
@@ -8,7 +9,6 @@ from typing import Any
 import pytest
 from ehr_core import Component, config, hookimpl, plugins
 from ehr_core.errors import ConfigError
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 
@@ -82,13 +82,21 @@ def world(monkeypatch, tmp_path):
     found.plugins[:] = [plugins.Plugin("made", "made", "0", "madeup_plugin")]
     for module in (config, plugins):
         monkeypatch.setattr(module, "registry", lambda: found)
-    store = ConfigStore.instance()
-    before = store.repo
-    store.repo = {"hydra": before["hydra"], **{k: v for k, v in before.items() if k.startswith("_")}}
-    config.register.cache_clear()
-    yield found
-    store.repo = before
-    config.register.cache_clear()
+    return found
+
+
+def test_a_preset_is_had_by_its_name(world):
+    assert config.preset("model", "wide", "model.width=98") == SmallConfig(width=98)
+    with pytest.raises(ConfigError, match="model=huge"):
+        config.preset("model", "huge")
+
+
+def test_settings_that_cannot_be_made_harm_only_who_asks_for_them(world):
+    broken = dataclasses.make_dataclass("Broken", [("name", str, "broken"), ("what", complex, 1j)])
+    world.components["model"]["broken"] = Component(name="broken", target=f"{__name__}:target", config=broken)
+    assert settings().model == SmallConfig()
+    with pytest.raises(ConfigError, match="complex"):
+        settings("model=broken")
 
 
 def settings(*overrides):

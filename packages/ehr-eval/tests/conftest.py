@@ -200,14 +200,12 @@ def parts(monkeypatch):
     found = ehr_core.plugins.discover({"core": ehr_core.plugin, "eval": ehr_eval.plugin, "parts": module})
     monkeypatch.setattr(ehr_core.plugins, "registry", lambda: found)
     monkeypatch.setattr(ehr_core.config, "registry", lambda: found)
-    ehr_core.config.register.cache_clear()  # earlier tests of this process registered what was installed for them
-    yield types.SimpleNamespace(
+    return types.SimpleNamespace(
         source=FolderConfig,
         steady=PredictorConfig,
         hungry=RunPredictorConfig,
         refusing=RefusingConfig,
     )
-    ehr_core.config.register.cache_clear()
 
 
 @pytest.fixture

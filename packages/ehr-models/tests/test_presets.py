@@ -4,17 +4,6 @@ import pytest
 from ehr_core import config
 from ehr_core.plugins import build
 from ehr_models.settings import GPTConfig
-from omegaconf import OmegaConf
-
-
-def preset(name: str) -> GPTConfig:
-    from hydra import compose, initialize
-    from hydra.core.global_hydra import GlobalHydra
-
-    config.register()
-    GlobalHydra.instance().clear()
-    with initialize(version_base="1.3", config_path=None):
-        return OmegaConf.to_object(compose(overrides=[f"+model={name}"]).model)
 
 
 @pytest.mark.parametrize(
@@ -30,14 +19,14 @@ def preset(name: str) -> GPTConfig:
     ],
 )
 def test_presets_have_the_parameters_that_are_documented(name, parameters):
-    settings = preset(name)
+    settings = config.preset("model", name)
     assert isinstance(settings, GPTConfig)
     model = build("model", settings, vocabulary_size=4480, columns=[])
     assert model.num_parameters() == parameters
 
 
 def test_the_dense_model_of_the_paper_is_of_its_shape():
-    found = preset("gpt2_small_monolith")
+    found = config.preset("model", "gpt2_small_monolith")
     assert (found.num_layers, found.num_heads, found.width, found.context_length) == (6, 12, 768, 2048)
     assert found.dropout == 0.3
 

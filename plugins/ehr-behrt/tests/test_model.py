@@ -5,19 +5,8 @@ import torch
 from ehr_behrt.plugin import BehrtModelConfig
 from ehr_core import config
 from ehr_core.plugins import build
-from omegaconf import OmegaConf
 
 COLUMNS = ["age_days", "visit", "segment"]
-
-
-def preset(name, *overrides):
-    from hydra import compose, initialize
-    from hydra.core.global_hydra import GlobalHydra
-
-    config.register()
-    GlobalHydra.instance().clear()
-    with initialize(version_base="1.3", config_path=None):
-        return OmegaConf.to_object(compose(overrides=[f"+model={name}", *overrides]).model)
 
 
 @pytest.mark.parametrize(
@@ -29,20 +18,20 @@ def preset(name, *overrides):
     ],
 )
 def test_presets_have_the_parameters_of_the_published_code(name, network, with_head, shape):
-    settings = preset(name, "model.vocabulary_multiple=8")
+    settings = config.preset("model", name, "model.vocabulary_multiple=8")
     model = build("model", settings, vocabulary_size=1000, columns=COLUMNS)
     s = settings
     assert (s.embedding_width, s.width, s.num_layers, s.num_heads, s.context_length) == shape
     assert model.num_parameters() == with_head
     assert with_head - sum(weight.numel() for weight in model.head.parameters()) == network
     # Rows are padded to a multiple of 64 unless told otherwise: 24 more, in the table and in the output layer.
-    padded = build("model", preset(name), vocabulary_size=1000, columns=COLUMNS)
+    padded = build("model", config.preset("model", name), vocabulary_size=1000, columns=COLUMNS)
     assert padded.num_parameters() == with_head + 24 * (s.embedding_width + s.width)
 
 
 def test_age_and_visit_are_read_and_segments_when_asked_for():
     torch.manual_seed(0)
-    settings = preset("behrt_small", "model.columns.segment.size=3", "model.dropout=0")
+    settings = config.preset("model", "behrt_small", "model.columns.segment.size=3", "model.dropout=0")
     model = build("model", settings, vocabulary_size=100, columns=COLUMNS).eval()
     token = torch.randint(7, 100, (1, 9))
     columns = {"age_days": torch.full((1, 9), 20_000), "visit": torch.ones(1, 9).long(), "segment": token % 2}
@@ -51,7 +40,7 @@ def test_age_and_visit_are_read_and_segments_when_asked_for():
         after = model(token, **{**columns, name: torch.full((1, 9), value)}).last_hidden_state
         assert not torch.allclose(after, before, atol=1e-3)
     assert list(BehrtModelConfig().columns) == COLUMNS
-    plain = build("model", preset("behrt_small"), vocabulary_size=100, columns=COLUMNS)
+    plain = build("model", config.preset("model", "behrt_small"), vocabulary_size=100, columns=COLUMNS)
     assert list(plain.config.columns) == ["age_days", "visit"]
 
 

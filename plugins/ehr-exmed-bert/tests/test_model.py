@@ -9,20 +9,9 @@ from ehr_core.plugins import build
 from ehr_exmed_bert.objectives import Endpoint, MlmPlos, masked_mean
 from ehr_exmed_bert.plugin import EndpointConfig, ExMedBertModelConfig, MlmPlosConfig
 from ehr_models.rotary import sinusoid
-from omegaconf import OmegaConf
 
 COLUMNS = ["age_days", "visit", "segment", "entity", "sex", "region"]
 HEADS = ["ffn", "lstm", "gru", "rnn"]
-
-
-def preset(name, *overrides):
-    from hydra import compose, initialize
-    from hydra.core.global_hydra import GlobalHydra
-
-    config.register()
-    GlobalHydra.instance().clear()
-    with initialize(version_base="1.3", config_path=None):
-        return OmegaConf.to_object(compose(overrides=[f"+model={name}", *overrides]).model)
 
 
 @pytest.fixture
@@ -60,7 +49,7 @@ def windows(*lengths):
     [("tiny", 147_384), ("small", 343_672), ("medium", 1_088_568), ("large", 5_299_608)],
 )
 def test_presets_have_the_parameters_that_are_documented(name, parameters):
-    built = build("model", preset(f"exmed_bert_{name}"), vocabulary_size=3000, columns=COLUMNS)
+    built = build("model", config.preset("model", f"exmed_bert_{name}"), vocabulary_size=3000, columns=COLUMNS)
     assert built.num_parameters() == parameters
 
 

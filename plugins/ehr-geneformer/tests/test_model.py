@@ -10,20 +10,9 @@ from ehr_core.errors import ConfigError
 from ehr_core.plugins import build
 from ehr_geneformer.model import swap_linears, why_no_fp8, without_extra_state
 from ehr_geneformer.plugin import GeneformerConfig
-from omegaconf import OmegaConf
 from transformers import AutoModel
 
 GENES = 25_426
-
-
-def preset(name, *overrides):
-    from hydra import compose, initialize
-    from hydra.core.global_hydra import GlobalHydra
-
-    config.register()
-    GlobalHydra.instance().clear()
-    with initialize(version_base="1.3", config_path=None):
-        return OmegaConf.to_object(compose(overrides=[f"+model={name}", *overrides]).model)
 
 
 def small(**settings):
@@ -41,7 +30,7 @@ def small(**settings):
     ],
 )
 def test_presets_have_the_parameters_of_the_published_models(name, parameters, shape):
-    settings = preset(name)
+    settings = config.preset("model", name)
     with torch.device("meta"):
         model = build("model", settings, vocabulary_size=GENES, columns=[])
     assert (settings.width, settings.num_layers, settings.num_heads, settings.mlp_width) == shape

@@ -8,8 +8,6 @@ nothing is instantiated from a config, so a run folder's config cannot make anyt
 import contextlib
 import dataclasses
 import difflib
-import functools
-import importlib.util
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,65 +15,21 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ehr_core.config_source import conf_folders, config_name, register
 from ehr_core.errors import ConfigError
 from ehr_core.plugins import KINDS, registry
 
-__all__ = ["compose", "config_name", "describe", "options", "register", "to_settings"]
-
-
-class EhrSearchPath(SearchPathPlugin):
-    """Puts the ``conf/`` folder of every plugin package on Hydra's search path."""
-
-    def manipulate_search_path(self, search_path: Any) -> None:
-        for folder in conf_folders():
-            search_path.append(provider="ehr", path=f"file://{folder}")
-
-
-def conf_folders() -> list[Path]:
-    """Folders named ``conf`` beside the plugin modules that are loaded."""
-    folders = []
-    for plugin in registry().plugins:
-        spec = importlib.util.find_spec(plugin.module) if plugin.error is None else None
-        if spec and spec.origin and (folder := Path(spec.origin).parent / "conf").is_dir():
-            folders.append(folder)
-    return sorted(set(folders))
-
-
-def config_name(command: str) -> str:
-    """Name of a command's primary config in Hydra's store."""
-    return f"ehr_{command.replace('-', '_')}"
-
-
-@functools.cache
-def register() -> None:
-    """Put the settings of all components and commands into Hydra's ConfigStore, once a process."""
-    store = ConfigStore.instance()
-    Plugins.instance().register(EhrSearchPath)
-    for kind, place in KINDS.items():
-        for component in registry().components[kind].values():
-            if component.config is None:
-                continue
-            if kind == "command":
-                store.store(name=config_name(component.name), node=component.config, provider="ehr")
-            else:
-                package = f"{place.group}.{component.name}" if place.many else place.group
-                store.store(
-                    name=component.name, group=place.group, package=package, node=component.config, provider="ehr"
-                )
+__all__ = ["compose", "config_name", "describe", "options", "preset", "register", "to_settings"]
 
 
 def options() -> dict[str, list[str]]:
     """Names that may be chosen in each group: components, and presets from ``conf/`` folders."""
-    register()
     groups: dict[str, set[str]] = {}
     for kind, place in KINDS.items():
         if place.group:
@@ -91,7 +45,6 @@ def options() -> dict[str, list[str]]:
 
 def compose(command: str, overrides: Sequence[str]) -> DictConfig:
     """The composed config of a command. Raises ConfigError with one line for whatever is wrong with the overrides."""
-    register()
     overrides = list(overrides)
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
@@ -103,15 +56,24 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
                 f"{override} cannot be read; quote a value with special signs: key=\"'value'\""
             ) from error
     try:
-        return _compose(command, overrides)
+        return _compose(config_name(command), overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_explain(command, overrides, error)) from error
 
 
-def _compose(command: str, overrides: list[str]) -> DictConfig:
+def preset(group: str, name: str, *overrides: str) -> Any:
+    """Settings of a component or a preset by its name, as its dataclass: ``preset("model", "gpt2_tiny")``."""
+    try:
+        return OmegaConf.to_object(_compose(None, [f"+{group}={name}", *overrides])[group])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{group}={name}: {str(error).splitlines()[0]}") from error
+
+
+def _compose(config: str | None, overrides: list[str]) -> DictConfig:
+    register()
     GlobalHydra.instance().clear()
     with initialize(version_base="1.3", config_path=None):
-        return hydra_compose(config_name=config_name(command), overrides=overrides)
+        return hydra_compose(config_name=config, overrides=overrides)
 
 
 def _explain(command: str, overrides: list[str], error: BaseException) -> str:
@@ -127,7 +89,7 @@ def _explain(command: str, overrides: list[str], error: BaseException) -> str:
     chosen = [o for o in overrides if o.lstrip("+~").partition("=")[0] in options()]
     with_chosen: DictConfig | None = None
     with contextlib.suppress(HydraException, OmegaConfBaseException, ValueError):
-        with_chosen = _compose(command, chosen)
+        with_chosen = _compose(config_name(command), chosen)
     if with_chosen is not None:
         for override in overrides:
             key = override.lstrip("+~").partition("=")[0]
@@ -202,7 +164,6 @@ def from_plain(kind: str, found: dict[str, Any]) -> Any:
 
 def describe(command: str) -> str:
     """The help text of a command: groups with their options, then every setting with its default, as YAML."""
-    register()
     config = compose(command, [])
     used = set(config) | {"train"}
     lines = ["Groups (choose with group=name, several with group=[a,b]):"]

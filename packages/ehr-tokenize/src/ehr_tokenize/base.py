@@ -175,7 +175,7 @@ class TimelineTokenizer(FittedTokenizer):
         out_N = static_N if self.births_are_events else birth_N | static_N
         return Parts(
             rows.where(~out_N),
-            rows.where(static_N & ~birth_N),
+            rows.where(static_N & ~birth_N).compact(),  # few codes are static
             births(rows, rows.where(birth_N & timed_N)),
         )
 

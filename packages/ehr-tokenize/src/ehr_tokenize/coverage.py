@@ -91,13 +91,16 @@ def add(whole: Codes, part: Mapping[str, Sequence[int]]) -> None:
 
 def by_prefix(codes: Codes) -> dict[str, dict[str, int]]:
     """``events``, ``unk_events``, ``codes`` and ``unk_codes`` by prefix; rare prefixes together as ``(other)``."""
-    counts: dict[str, Counter[str]] = {}
+    counts: dict[str, dict[str, int]] = {}
     for code, (events, unk) in codes.items():
-        one = {"events": events, "unk_events": unk, "codes": 1, "unk_codes": int(unk > 0)}
-        counts.setdefault(prefix_of(code), Counter()).update(one)
+        one = counts.setdefault(prefix_of(code), dict.fromkeys(("events", "unk_events", "codes", "unk_codes"), 0))
+        one["events"] += events
+        one["unk_events"] += unk
+        one["codes"] += 1
+        one["unk_codes"] += unk > 0
     order = sorted(counts, key=lambda prefix: (-counts[prefix]["events"], prefix))
     named = [prefix for prefix in order[:MOST] if counts[prefix]["events"] >= LEAST]
-    found = {prefix: dict(counts[prefix]) for prefix in named}
+    found = {prefix: counts[prefix] for prefix in named}
     rest: Counter[str] = Counter()
     for prefix in set(order) - set(named):
         rest.update(counts[prefix])

@@ -42,6 +42,13 @@ class Records:
         rows = {name: getattr(self, name)[keep_N] for name in ("subject_N", "time_N", "code_N", "value_N")}
         return dataclasses.replace(self, **rows)
 
+    def compact(self) -> Records:
+        """The same rows, with no code in ``names_C`` that has none."""
+        used_C, code_N = np.unique(self.code_N, return_inverse=True)
+        return dataclasses.replace(
+            self, names_C=[self.names_C[c] for c in used_C.tolist()], code_N=code_N.astype(np.uint32)
+        )
+
     def per_code(self, function: Callable[[str], object], dtype: type | str) -> np.ndarray:
         """(C,) values of a function of the code; index it with ``code_N``. Runs once a code, not once a row."""
         return np.fromiter((function(name) for name in self.names_C), dtype, len(self.names_C))
