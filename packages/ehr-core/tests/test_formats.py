@@ -59,14 +59,14 @@ def test_a_store_is_read_back_as_written(tmp_path):
     assert store.columns == ["value"]
 
 
-def test_a_shard_may_be_read_by_whom_the_umask_allows(tmp_path):
+def test_a_folder_may_be_read_by_whom_the_umask_allows(tmp_path):
     before = os.umask(0o027)
     try:
-        table().write(tmp_path / "0.safetensors")
+        with folder.new_folder(tmp_path / "store") as new:
+            table().write(new / "train" / "0.safetensors")
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "0.safetensors").stat().st_mode) == 0o640
-    assert [path.name for path in tmp_path.iterdir()] == ["0.safetensors"]
+    assert stat.S_IMODE((tmp_path / "store" / "train" / "0.safetensors").stat().st_mode) == 0o640
 
 
 def test_a_store_is_a_view_of_the_file_and_cannot_be_written_to(tmp_path):

@@ -74,14 +74,6 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def follow_umask(path: Path) -> None:
-    """Give a file the mode of any new one; safetensors writes files that only their owner can read."""
-    probe = path.with_name(f".{path.name}.mode-{os.getpid()}")  # asking for the umask would change it for all threads
-    probe.touch()
-    path.chmod(stat.S_IMODE(probe.stat().st_mode))
-    probe.unlink()
-
-
 def read_json(path: Path) -> Any:
     """Read JSON. Raises FormatError that names the file."""
     try:
@@ -131,13 +123,24 @@ def check_free(path: Path) -> None:
 
 def publish(partial: Path, path: Path) -> None:
     """Put everything in ``partial`` on disk, then rename it to ``path`` in one step."""
+    mode = _mode_of_new_files(partial)
     for file in partial.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)  # safetensors and temporary files are such as only their owner can read
         _fsync(file)
     _fsync(partial)
     if path.is_dir():
         path.rmdir()
     partial.rename(path)
     _fsync(path.parent)
+
+
+def _mode_of_new_files(folder: Path) -> int:
+    probe = folder / f".mode-{os.getpid()}"  # asking for the umask would change it for all threads
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    return mode
 
 
 def _fsync(path: Path) -> None:

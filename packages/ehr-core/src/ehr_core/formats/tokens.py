@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ehr_core.errors import FormatError
-from ehr_core.formats.folder import Manifest, follow_umask, read_json, read_manifest, write_json
+from ehr_core.formats.folder import Manifest, read_json, read_manifest, write_json
 from ehr_core.formats.vocabulary import Vocabulary
 
 FORMAT, VERSION = "token-store", 1
@@ -56,7 +56,6 @@ class TokenTable:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: np.ascontiguousarray(array) for name, array in self.arrays().items()}, path)
-        follow_umask(path)
 
 
 @dataclasses.dataclass(frozen=True)
