@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 from ehr_core.formats.tables import write_labels
 from ehr_core.plugins import registry
+from ehr_train.job import TrainJob
+from ehr_train.settings import JsonlConfig, TrainConfig
 
 from .world import cohort, label_of, write_store
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -61,3 +61,17 @@ def labels(tmp_path_factory) -> Path:
         columns["prediction_time"] = pa.array(columns["prediction_time"], pa.timestamp("us"))
         write_labels(folder / f"{split}.parquet", pa.table(columns))
     return folder
+
+
+@pytest.fixture
+def job(tiny, store, tmp_path):
+    """Twelve steps of a small model, with dropout."""
+    return TrainJob(
+        store=str(store),
+        output=str(tmp_path / "run"),
+        model=tiny.TinyConfig(dropout=0.2),
+        objective=tiny.TinyNextConfig(),
+        trackers={"jsonl": JsonlConfig()},
+        train=TrainConfig(batch_size=8, max_steps=12, log_every=2, eval_every=4, learning_rate=3e-3),
+        seed=5,
+    )

@@ -4,9 +4,12 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import torch
 from ehr_core.formats.folder import Manifest, write_json, write_manifest
 from ehr_core.formats.tokens import FORMAT, NO_TIME, VERSION, Prefix, TokenTable, write_prefix
 from ehr_core.formats.vocabulary import Token, Vocabulary
+from ehr_train import checkpoint
+from ehr_train.job import running
 
 DAY = 86_400_000_000
 CODES = [Token(f"CODE//{letter}", "code", (f"CODE//{letter}",), 100) for letter in "ABCDEFGH"]
@@ -97,3 +100,16 @@ def label_of(subject: Subject) -> tuple[int, int, bool, str]:
     time = subject.times[len(subject.times) * 2 // 3]
     visible = [token for token, at in zip(subject.tokens, subject.times, strict=True) if at <= time]
     return subject.id, time, visible[-1] < 11, "kept"
+
+
+def weights(path, name="best_model"):
+    return checkpoint.read(path / "checkpoints" / f"{name}.pt")
+
+
+def same_weights(one, two, atol=0.0):
+    assert one["model"].keys() == two["model"].keys()
+    return all(torch.allclose(one["model"][k], two["model"][k], rtol=0, atol=atol) for k in one["model"])
+
+
+def running_of(job):
+    return running(Path(job.output))

@@ -14,112 +14,26 @@ settings may have: ``{"rotary": {"positions": "rotary"}}``. What a model need no
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ehr_core.batch import Batch
-from ehr_core.component import Component
 from ehr_core.errors import EhrError, NotApplicable
-from ehr_core.testing.checks import Check, small_settings
-from ehr_core.testing.tiny import SMALL_MODEL, grammar, tiny_columns
-
-V = 71
-"""Vocabulary size of the checks; no multiple of 64, so that padded ids exist."""
-MASK = 4
-
-
-def batch_of(tokens_BT: torch.Tensor, segment_BT: torch.Tensor | None = None, **labels: torch.Tensor) -> Batch:
-    """A batch of the given tokens; one whole segment a row unless ``segment_BT`` says otherwise.
-
-    Its columns, such as ages and visits, follow from a token and its place in its segment.
-    """
-    segments = torch.ones_like(tokens_BT) if segment_BT is None else segment_BT
-    place = torch.arange(tokens_BT.shape[1]).expand_as(tokens_BT)
-    border = torch.ones_like(segments, dtype=torch.bool)
-    border[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    position = place - torch.where(border, place, torch.zeros_like(place)).cummax(dim=1).values
-    columns = {name: torch.from_numpy(values) for name, values in tiny_columns(position.numpy()).items()}
-    return Batch(tokens_BT, position, segments, torch.zeros_like(segments, dtype=torch.bool), columns, **labels)
-
-
-class Maker:
-    """Makes models of a component with some of its settings changed."""
-
-    def __init__(self, component: Component, values: dict[str, Any]):
-        self.component, self.values = component, values
-
-    def settings(self, **values: Any) -> Any:
-        """Small settings with the variant's values and these."""
-        return dataclasses.replace(small_settings(self.component, **SMALL_MODEL), **(self.values | values))
-
-    def build(self, settings: Any) -> Any:
-        """The model of these settings, in evaluation mode, from a fixed seed."""
-        torch.manual_seed(0)
-        columns = list(tiny_columns(torch.zeros(1, 1, dtype=torch.int64).numpy()))
-        return self.component.load()(settings, vocabulary_size=V, columns=columns).eval()
-
-    def __call__(self, sharp: bool = True) -> Any:
-        """A small model; ``sharp``: with weights that are large enough to tell tokens and places apart."""
-        model = self.build(self.settings())
-        if sharp:
-            with torch.no_grad():
-                for weight in model.parameters():
-                    weight.add_(0.1 * torch.randn_like(weight))
-        return model
-
-
-ModelCheck = Callable[[Maker, Path], None]
-
-
-def every_variant(check: ModelCheck) -> Check:
-    """The check for the defaults and all variants; an error says for which."""
-
-    @functools.wraps(check)
-    def run(kind: str, component: Component, folder: Path) -> None:
-        variants = {"defaults": {}, **vars(component.config).get("variants", {})}
-        reasons = []
-        for name, values in variants.items():
-            try:
-                check(Maker(component, values), folder / name.replace(" ", "_"))
-            except NotApplicable as reason:
-                reasons.append(reason)
-            except Exception as error:
-                error.add_note(f"model {component.name}, {name}: {values}")
-                raise
-        if len(reasons) == len(variants):
-            raise reasons[0]
-
-    return run
-
-
-def refuses(action: Callable[[], Any], what: str, *allowed: type[Exception]) -> Exception:
-    """The error of an action that must be refused in one line, by an EhrError or another that is ``allowed``."""
-    found: Exception | None = None
-    try:
-        action()
-    except Exception as error:
-        found = error
-    assert found is not None, f"{what} was not refused"
-    assert isinstance(found, (EhrError, *allowed)), f"{what} gives {found!r}; raise an EhrError that says what is wrong"
-    assert "\n" not in str(found), f"{what} gives more than a line: {found}"
-    return found
-
-
-def hidden_of(model: Any, batch: Batch) -> Any:
-    """Hidden states (B, T, D)."""
-    return model(**batch.inputs()).last_hidden_state
-
-
-def tokens_of(rows: int = 2, length: int = 24) -> torch.Tensor:
-    """Sentences of the grammar."""
-    return torch.from_numpy(grammar(rows, length, V))
-
-
-def _close(found: torch.Tensor, expected: torch.Tensor, what: str) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, msg=lambda text: f"{what}: {text}")
+from ehr_core.testing.checks import Check
+from ehr_core.testing.model_maker import (
+    MASK,
+    Maker,
+    V,
+    batch_of,
+    close,
+    every_variant,
+    hidden_of,
+    refuses,
+    tokens_of,
+)
+from ehr_core.testing.tiny import grammar
 
 
 @every_variant
@@ -154,7 +68,7 @@ def check_model_causality(make: Maker, folder: Path) -> None:
     one, two = hidden_of(model, batch_of(tokens)), hidden_of(model, batch_of(changed))
     assert not torch.allclose(one[:, 16:], two[:, 16:])
     if model.causal:
-        _close(two[:, :16], one[:, :16], "later tokens change earlier outputs")
+        close(two[:, :16], one[:, :16], "later tokens change earlier outputs")
     else:
         assert not torch.allclose(one[:, :16], two[:, :16]), "causal is False, but nothing is seen of what comes later"
 
@@ -166,7 +80,7 @@ def check_model_batch_invariance(make: Maker, folder: Path) -> None:
     model, tokens = make(), tokens_of(5, 13)
     together = hidden_of(model, batch_of(tokens))
     for row in range(5):
-        _close(together[row], hidden_of(model, batch_of(tokens[row : row + 1]))[0], "the rest of the batch matters")
+        close(together[row], hidden_of(model, batch_of(tokens[row : row + 1]))[0], "the rest of the batch matters")
 
 
 @every_variant
@@ -182,7 +96,7 @@ def check_model_padding_invariance(make: Maker, folder: Path) -> None:
     ):
         tokens, segment_BT = (torch.cat([torch.cat(found, 1), nothing]) for found in (parts, segments))
         padded = hidden_of(model, batch_of(tokens, segment_BT))
-        _close(padded[0, start : start + 9], alone, f"padding {'before' if start else 'behind'} a window matters")
+        close(padded[0, start : start + 9], alone, f"padding {'before' if start else 'behind'} a window matters")
         assert torch.isfinite(padded).all(), "padding gave NaN"
 
 
@@ -194,8 +108,8 @@ def check_model_packing_invariance(make: Maker, folder: Path) -> None:
     first, second = tokens_of(1, 9), tokens_of(2, 12)[1:]
     row = torch.cat([first, second, torch.zeros(1, 3, dtype=torch.int64)], dim=1)
     packed = hidden_of(model, batch_of(row, torch.tensor([[1] * 9 + [2] * 12 + [0] * 3])))[0]
-    _close(packed[:9], hidden_of(model, batch_of(first))[0], "the first window sees what shares its row")
-    _close(packed[9:21], hidden_of(model, batch_of(second))[0], "the second window sees what shares its row")
+    close(packed[:9], hidden_of(model, batch_of(first))[0], "the first window sees what shares its row")
+    close(packed[9:21], hidden_of(model, batch_of(second))[0], "the second window sees what shares its row")
 
 
 @every_variant
@@ -218,7 +132,7 @@ def check_model_cache(make: Maker, folder: Path) -> None:
     contexts[1, 6:] = 0
     cache.prefill([3, 2], contexts.device)
     prefilled = model(contexts, cache=cache).last_hidden_state
-    _close(prefilled[1, :6], hidden_of(model, _bare(tokens[2:, :6]))[0], "a context that is kept, padded")
+    close(prefilled[1, :6], hidden_of(model, _bare(tokens[2:, :6]))[0], "a context that is kept, padded")
     cache.share(3, [0, 1], 11)
     for _ in range(5):
         at = torch.tensor(lengths)
@@ -227,7 +141,7 @@ def check_model_cache(make: Maker, folder: Path) -> None:
         lengths = [length + 1 for length in lengths]
         for row, length in enumerate(lengths):
             whole = hidden_of(model, _bare(tokens[row : row + 1, :length]))[0, -1]
-            _close(found[row], whole, f"row {row} at length {length}, cached and not")
+            close(found[row], whole, f"row {row} at length {length}, cached and not")
 
 
 def _bare(tokens_BT: torch.Tensor) -> Batch:
@@ -283,7 +197,7 @@ def check_model_gradient_checkpointing(make: Maker, folder: Path) -> None:
     assert called[1] > called[0], "nothing was computed again"
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
-        _close(found[1][name], gradient, f"the gradient of {name} with and without checkpointing")
+        close(found[1][name], gradient, f"the gradient of {name} with and without checkpointing")
 
 
 @every_variant
@@ -314,7 +228,7 @@ def check_model_adapters(make: Maker, folder: Path) -> None:
         assert not torch.allclose(found, before, atol=1e-3), "the adapter changes nothing"
         merged = adapted.merge_and_unload()
         assert type(merged) is type(model)
-        _close(hidden_of(merged, batch), found, "merged and not")
+        close(hidden_of(merged, batch), found, "merged and not")
 
 
 @every_variant
@@ -350,7 +264,7 @@ def check_model_resizing(make: Maker, folder: Path) -> None:
         after = hidden_of(model, batch)
         assert torch.equal(before, after), "tokens that stay have other vectors"
         logits = model.lm_logits(after)
-        _close(logits[..., :kept], expected, "logits of tokens that stay")
+        close(logits[..., :kept], expected, "logits of tokens that stay")
         assert torch.isfinite(logits[..., :size]).all()
         assert torch.isneginf(logits[..., size:]).all(), "an id beyond the vocabulary could be predicted"
         assert torch.isfinite(hidden_of(model, batch_of(torch.full((1, 5), size - 1)))).all()

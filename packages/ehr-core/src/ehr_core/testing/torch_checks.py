@@ -9,7 +9,8 @@ from ehr_core.batch import Batch
 from ehr_core.component import Component
 from ehr_core.plugins import registry
 from ehr_core.testing.checks import Check, small_settings
-from ehr_core.testing.model_checks import MODEL_CHECKS, Maker, batch_of, hidden_of, tokens_of
+from ehr_core.testing.model_checks import MODEL_CHECKS
+from ehr_core.testing.model_maker import Maker, batch_of, hidden_of, tokens_of
 
 
 def _labelled(tokens: torch.Tensor) -> Batch:
