@@ -145,6 +145,11 @@ def test_a_mistake_is_answered_with_one_line(world, override, message):
     assert "\n" not in str(caught.value)
 
 
+def test_of_several_settings_the_wrong_one_is_named(world):
+    with pytest.raises(ConfigError, match=r"there is no setting 'model.deep': model has no 'deep'. Did you mean depth"):
+        settings("model=large", "model.path=x", "seed=3", "model.deep=4")
+
+
 def test_settings_survive_the_way_through_json(world):
     one = LargeConfig(depth=4, path="x")
     assert config.from_plain("model", config.to_plain(one)) == one

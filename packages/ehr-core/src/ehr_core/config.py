@@ -112,7 +112,7 @@ def unknown_key(config: DictConfig, key: str) -> str | None:
     for part in key.split("."):
         if not isinstance(node, DictConfig):
             return f"there is no setting {key!r}: {'.'.join(walked)} is a single value"
-        if part not in node:
+        if part not in node.keys():  # noqa: SIM118 (a value that is missing is not `in` a DictConfig)
             allowed = sorted(str(name) for name in node)
             place = ".".join(walked) or "the top level"
             return f"there is no setting {key!r}: {place} has no {part!r}.{nearest(part, allowed)}"
