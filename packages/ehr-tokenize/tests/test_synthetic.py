@@ -1,7 +1,6 @@
 """The synthetic cohort as a dataset: bytes, schemas, order, rates, settings."""
 
 import hashlib
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 import meds
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
 import pytest
 from ehr_core.errors import ConfigError
 from ehr_core.executors import Processes, Serial
@@ -20,6 +18,7 @@ from ehr_tokenize.synthetic import parameters as params
 from ehr_tokenize.synthetic.events import draw_shard
 from ehr_tokenize.synthetic.laws import YEAR, disease_probability
 from ehr_tokenize.synthetic.tables import all_tables
+from ehr_tokenize.testing import check_meds
 
 TASKS = ("in_hospital_mortality", "readmission_30d")
 DOCS = Path(__file__).parents[3] / "docs" / "synthetic.md"
@@ -68,13 +67,8 @@ def test_a_shard_depends_on_the_seed_and_its_number_alone(tmp_path):
 
 
 def test_every_table_is_valid_meds(cohort):
-    files = sorted(cohort.glob("data/*/*.parquet"))
-    assert len(files) == 5
-    for file in files:
-        meds.DataSchema.validate(pq.read_table(file))
-    meds.CodeMetadataSchema.validate(pq.read_table(cohort / meds.code_metadata_filepath))
-    meds.SubjectSplitSchema.validate(pq.read_table(cohort / meds.subject_splits_filepath))
-    meds.DatasetMetadataSchema.validate(json.loads((cohort / meds.dataset_metadata_filepath).read_text()))
+    assert len(sorted(cohort.glob("data/*/*.parquet"))) == 5
+    check_meds(cohort)
 
 
 def test_rows_are_sorted_by_subject_and_time_with_static_rows_first(events):

@@ -2,12 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,7 +22,7 @@ from ehr_train.launch import train
 from ehr_train.learner import load_run
 from ehr_train.settings import FinetunedConfig, TrainConfig
 
-from .test_train import SCRIPT, StopHere, stop_at
+from .stopping import StopHere, stop_at, train_and_kill
 
 WIDTH, LAYERS, RANK = 32, 2, 4
 LORA = {"name": "lora", "rank": RANK, "dropout": 0.1}
@@ -223,22 +218,11 @@ def test_a_run_that_was_killed_while_it_was_being_finished_is_finished(job, tmp_
 
 @pytest.mark.slow
 def test_an_adapter_whose_training_was_killed_continues_bit_for_bit(job, tmp_path):
-    """SIGKILL from outside, at no particular moment after the first checkpoint."""
     job = dataclasses.replace(
         job, train=dataclasses.replace(job.train, checkpoint_every=5, max_steps=150, eval_every=50)
     )
     whole = train(dataclasses.replace(job, output=str(tmp_path / "whole")), 1)
-    (tmp_path / "job.json").write_text(json.dumps(job.to_plain()))
-    (tmp_path / "script.py").write_text(SCRIPT)
-    victim = subprocess.Popen([sys.executable, str(tmp_path / "script.py"), str(tmp_path / "job.json"), "1"])
-    latest = running(Path(job.output)) / "checkpoints" / "latest.pt"
-    deadline = time.monotonic() + 120
-    while not latest.exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    assert latest.exists()
-    assert not os.path.exists(job.output), "it was over before the kill"
+    train_and_kill(job, tmp_path)
     check_same_runs(train(job, 1), whole)
 
 

@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -20,7 +16,8 @@ from ehr_train.launch import train
 from ehr_train.settings import JsonlConfig, TensorBoardConfig
 from filelock import FileLock
 
-from .world import running_of, same_weights, weights
+from .stopping import StopHere, stop_at, train_and_kill
+from .world import same_weights, weights
 
 
 def test_a_second_process_is_refused_while_the_first_is_training(job):
@@ -35,28 +32,6 @@ def test_an_unfinished_run_of_another_job_is_refused(job):
     changed = dataclasses.replace(killed, train=dataclasses.replace(killed.train, learning_rate=1e-4))
     with pytest.raises(FormatError, match="unfinished run of another job"):
         train(changed, 1)
-
-
-class StopHere(BaseException):
-    pass
-
-
-def stop_at(job, step):
-    """Train and leave in the middle of a step."""
-    from ehr_train.trainer import Trainer
-
-    original = Trainer.update
-
-    def update(self, wrapped, what):
-        if self.state.step == step:
-            raise StopHere
-        original(self, wrapped, what)
-
-    Trainer.update = update
-    try:
-        train(job, 1)
-    finally:
-        Trainer.update = original
 
 
 @pytest.mark.parametrize("step", [3, 5, 9, 11])
@@ -82,34 +57,13 @@ def test_a_run_that_stopped_at_any_step_ends_in_the_same_bits(job, tmp_path, ste
     assert [event.step for event in board.Scalars("tuning_loss")] == [4, 8, 12]
 
 
-SCRIPT = """
-import json, sys
-from ehr_train.job import TrainJob
-from ehr_train.launch import train
-if __name__ == "__main__":
-    train(TrainJob.from_plain(json.load(open(sys.argv[1]))), int(sys.argv[2]))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_killed_run_continues_bit_for_bit(job, tmp_path, world_size):
-    """SIGKILL from outside, at no particular moment after the first checkpoint."""
     settings = dataclasses.replace(job.train, batch_size=4, checkpoint_every=5, max_steps=120, eval_every=40)
     job = dataclasses.replace(job, train=settings)
     whole = train(dataclasses.replace(job, output=str(tmp_path / "whole")), world_size)
-    (tmp_path / "job.json").write_text(json.dumps(job.to_plain()))
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "job.json"), str(world_size)]
-    victim = subprocess.Popen(command)
-    latest = running_of(job) / "checkpoints" / "latest.pt"
-    deadline = time.monotonic() + 60
-    while not latest.exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    assert latest.exists()
-    assert not os.path.exists(job.output), "it was over before the kill"
+    train_and_kill(job, tmp_path, world_size)
     deadline = time.monotonic() + 30
     while True:  # the workers of the dead parent let go of the lock within moments
         try:

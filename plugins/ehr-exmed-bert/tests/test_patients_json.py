@@ -13,6 +13,7 @@ from ehr_exmed_bert import json_stream
 from ehr_exmed_bert.json_stream import patients as stream
 from ehr_exmed_bert.patients import PatientsJson, subject_of
 from ehr_exmed_bert.plugin import PatientsJsonConfig
+from ehr_tokenize.testing import check_meds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,6 +66,10 @@ def rows(meds, split="train"):
 def patient(index, codes=1):
     day = [f"2020{1 + k % 12:02d}{1 + k % 28:02d}" for k in range(codes)]
     return {"patient_id": index, "diagnoses": [f"I{k}" for k in range(codes)], "diagnosis_dates": day}
+
+
+def test_the_dataset_fits_the_schemas_of_meds(provide):
+    check_meds(provide(NESTED))
 
 
 def test_the_nested_form_becomes_events(provide):

@@ -4,7 +4,6 @@ import json
 from datetime import datetime
 
 import polars as pl
-import pyarrow.parquet as pq
 import pytest
 from ehr_core.errors import ConfigError, EhrError, FormatError, NotApplicable
 from ehr_core.formats.folder import file_digests
@@ -15,7 +14,7 @@ from ehr_omop.source import OmopSource
 from ehr_tokenize.command import tokenize
 from ehr_tokenize.meds import read_events, shards
 from ehr_tokenize.plugin import FusedConfig, TokenizeConfig
-from meds import CodeMetadataSchema, DataSchema, DatasetMetadataSchema, SubjectSplitSchema
+from ehr_tokenize.testing import check_meds
 
 V54 = {
     "person": """person_id,gender_concept_id,year_of_birth,month_of_birth,day_of_birth,birth_datetime,race_concept_id,\
@@ -198,13 +197,7 @@ def test_a_table_in_parts_is_one_table(provide, tmp_path):
 
 
 def test_the_dataset_fits_the_schemas_of_meds_and_is_read_back(provide):
-    meds = provide(V54, train=0.4, tuning=0.3, held_out=0.3)
-    for shard in shards(meds):
-        DataSchema.validate(pq.read_table(shard.path))
-        read_events(shard.path)
-    CodeMetadataSchema.validate(pq.read_table(meds / "metadata" / "codes.parquet"))
-    SubjectSplitSchema.validate(pq.read_table(meds / "metadata" / "subject_splits.parquet"))
-    DatasetMetadataSchema.validate(json.loads((meds / "metadata" / "dataset.json").read_text()))
+    check_meds(provide(V54, train=0.4, tuning=0.3, held_out=0.3))
 
 
 def test_codes_have_the_names_of_their_concepts(provide):

@@ -5,7 +5,6 @@ import json
 from datetime import datetime
 
 import polars as pl
-import pyarrow.parquet as pq
 import pytest
 from ehr_core.errors import DataError, EhrError, FormatError, NotApplicable
 from ehr_core.formats.folder import file_digests
@@ -15,7 +14,7 @@ from ehr_synthea import source as source_module
 from ehr_synthea.plugin import SyntheaConfig
 from ehr_synthea.source import SyntheaSource, subject_of
 from ehr_tokenize.meds import read_events, shards
-from meds import CodeMetadataSchema, DataSchema, DatasetMetadataSchema, SubjectSplitSchema
+from ehr_tokenize.testing import check_meds
 
 ANN, BOB = "aaaaaaaa-0000-0000-0000-000000000001", "bbbbbbbb-0000-0000-0000-000000000002"
 NEW = {
@@ -145,13 +144,7 @@ def test_old_exports_with_dates_only_are_read(provide):
 
 
 def test_the_dataset_fits_the_schemas_of_meds_and_is_read_back(provide):
-    meds = provide(NEW, train=0.8, tuning=0.1, held_out=0.1)
-    for shard in shards(meds):
-        DataSchema.validate(pq.read_table(shard.path))
-        read_events(shard.path)
-    CodeMetadataSchema.validate(pq.read_table(meds / "metadata" / "codes.parquet"))
-    SubjectSplitSchema.validate(pq.read_table(meds / "metadata" / "subject_splits.parquet"))
-    DatasetMetadataSchema.validate(json.loads((meds / "metadata" / "dataset.json").read_text()))
+    check_meds(provide(NEW, train=0.8, tuning=0.1, held_out=0.1))
 
 
 def test_codes_are_described_and_know_what_they_narrow_down(provide):

@@ -27,6 +27,7 @@ from ehr_core.formats.folder import write_json
 from ehr_core.formats.tables import SPLITS
 from ehr_core.progress import track
 from ehr_core.protocols import Executor
+from numpy.typing import ArrayLike
 
 from ehr_tokenize.splits import shares_of, split_of
 from ehr_tokenize.tables_settings import TablesConfig
@@ -75,6 +76,11 @@ class Plan:
     """int64 number of the subject's shard, counted through all splits."""
     pieces: tuple[tuple[str, int], ...]
     """(K) split of each shard, and its number there."""
+
+    @property
+    def split_names(self) -> list[str]:
+        """(S) name of the split of each subject."""
+        return np.array([split for split, _ in self.pieces])[self.shard_S].tolist()
 
 
 def plan(subject_id: np.ndarray, settings: TablesConfig) -> Plan:
@@ -189,7 +195,6 @@ def _write_shards(plan: Plan, output: Path, spools: Sequence[Spooled], executor:
     for index, (split, number) in enumerate(plan.pieces):
         places = tuple((s.path, tuple(s.places[index]), s.role) for s in spools if index in s.places)
         path = output / "data" / split / f"{number}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
         jobs.append(ShardJob(path, places))
     return sum(track(executor.map(write_shard, jobs), "write", len(jobs), "shards"))
 
@@ -205,8 +210,15 @@ def write_shard(job: ShardJob) -> int:
         rows = rows.unique(maintain_order=True) if role == "once" else rows
         parts.append(rows.with_columns(pl.lit(role).alias("role")))
     events = _settled(pl.concat(parts)).sort("subject_id", "time", nulls_last=False, maintain_order=True)
-    pq.write_table(events.select(SCHEMA.names).to_arrow().cast(SCHEMA), job.path, compression="zstd")
+    write_events(job.path, events.select(SCHEMA.names))
     return len(events)
+
+
+def write_events(path: Path, events: pl.DataFrame) -> None:
+    """Write a shard whose columns are among those of `SCHEMA`, of the types that MEDS asks for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    schema = pa.schema([SCHEMA.field(name) for name in events.columns])
+    pq.write_table(events.to_arrow().cast(schema), path, compression="zstd")
 
 
 def _settled(events: pl.DataFrame) -> pl.DataFrame:
@@ -235,13 +247,15 @@ def _gather_book(spools: Sequence[Spooled]) -> pl.DataFrame:
     return book.unique("code", keep="first", maintain_order=True).sort("code")
 
 
-def write_metadata(output: Path, plan: Plan, book: pl.DataFrame, facts: Mapping[str, Any]) -> None:
-    """Write the rest of ``metadata``: dataset.json with these facts, codes.parquet and subject_splits.parquet."""
+def write_metadata(
+    output: Path, subject_ids: ArrayLike, split_names: ArrayLike, book: pl.DataFrame, facts: Mapping[str, Any]
+) -> None:
+    """Write dataset.json with these facts, codes.parquet from a `BOOK`, and subject_splits.parquet."""
     folder = output / "metadata"
+    folder.mkdir(exist_ok=True)
     codes = book.select("code", "description", pl.concat_list("parent").alias("parent_codes"))
     codes = codes.with_columns(pl.when(book["parent"].is_not_null()).then("parent_codes"))
     pq.write_table(codes.to_arrow().cast(BOOK_SCHEMA), folder / "codes.parquet")
-    split_K = np.array([split for split, _ in plan.pieces])
-    splits = {"subject_id": plan.subject_id_S, "split": pa.array(split_K[plan.shard_S].tolist(), pa.string())}
+    splits = {"subject_id": pa.array(subject_ids, pa.int64()), "split": pa.array(split_names, pa.string())}
     pq.write_table(pa.table(splits), folder / "subject_splits.parquet")
     write_json(folder / "dataset.json", {"meds_version": MEDS_VERSION, "code_modifier_columns": ["unit"], **facts})

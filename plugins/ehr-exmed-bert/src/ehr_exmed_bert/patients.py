@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 from ehr_core.errors import ConfigError, DataError, NotApplicable
-from ehr_core.formats.folder import file_digest, write_json
+from ehr_core.formats.folder import file_digest
 from ehr_core.formats.tables import SPLITS
 from ehr_core.progress import Progress
 from ehr_core.protocols import Executor
 from ehr_tokenize.splits import shares_of, split_of
+from ehr_tokenize.to_meds import BOOK, write_events, write_metadata
 
 from ehr_exmed_bert.__about__ import __version__
 from ehr_exmed_bert.json_stream import patients
@@ -53,7 +54,6 @@ SCHEMA: dict[str, Any] = {
     "code": pl.String,
     "numeric_value": pl.Float32,
 }
-MEDS_VERSION = "0.4.1"
 
 
 @dataclass
@@ -124,7 +124,7 @@ class PatientsJson:
         for split in SPLITS:
             if not written[split]:  # MEDS wants a file in each split, also one without rows
                 self._write(output, split, written, pl.DataFrame(schema=SCHEMA))
-        self._write_metadata(output / "metadata", ids, np.concatenate(splits), sorted(codes))
+        self._write_metadata(output, ids, np.concatenate(splits), sorted(codes))
         return output
 
     def _batches(
@@ -143,24 +143,17 @@ class PatientsJson:
             yield rows, subjects
 
     def _write(self, output: Path, split: str, written: dict[str, int], events: pl.DataFrame) -> None:
-        path = output / "data" / split / f"{written[split]}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        events.write_parquet(path)
+        write_events(output / "data" / split / f"{written[split]}.parquet", events)
         written[split] += 1
 
-    def _write_metadata(self, folder: Path, ids: dict[int, str], split_S: np.ndarray, codes: list[str]) -> None:
-        folder.mkdir()
-        subject = pl.Series("subject_id", list(ids), pl.Int64)
-        names = pl.Series("split", [SPLITS[index] for index in split_S.tolist()], pl.String)
-        pl.DataFrame([subject, names]).write_parquet(folder / "subject_splits.parquet")
-        patient = pl.Series("patient_id", list(ids.values()), pl.String)
-        pl.DataFrame([subject, patient]).write_parquet(folder / "subject_ids.parquet")
-        schema: dict[str, Any] = {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)}
-        empty = [None] * len(codes)
-        book = pl.DataFrame({"code": codes, "description": empty, "parent_codes": empty}, schema)
-        book.write_parquet(folder / "codes.parquet")
-        facts = {"dataset_name": self.path.stem, "meds_version": MEDS_VERSION}
-        write_json(folder / "dataset.json", facts | {"etl_name": "ehr-exmed-bert", "etl_version": __version__})
+    def _write_metadata(self, output: Path, ids: dict[int, str], split_S: np.ndarray, codes: list[str]) -> None:
+        nothing = [None] * len(codes)
+        book = pl.DataFrame({"code": codes, "description": nothing, "parent": nothing}, BOOK)
+        facts = {"dataset_name": self.path.stem, "etl_name": "ehr-exmed-bert", "etl_version": __version__}
+        splits = [SPLITS[index] for index in split_S.tolist()]
+        write_metadata(output, list(ids), splits, book, facts | {"code_modifier_columns": []})
+        columns = {"subject_id": pl.Series(list(ids), dtype=pl.Int64), "patient_id": pl.Series(list(ids.values()))}
+        pl.DataFrame(columns).write_parquet(output / "metadata" / "subject_ids.parquet")
 
 
 def subject_of(patient: Mapping[str, Any], where: str) -> tuple[int, str]:

@@ -78,7 +78,9 @@ class OmopSource:
             load_concepts.cache_clear()
             shutil.rmtree(work, ignore_errors=True)
         facts = {"dataset_name": self.path.resolve().name, "etl_name": "ehr-omop", "etl_version": __version__}
-        to_meds.write_metadata(output, plan, _described(book, tables.get("concept")), facts)
+        to_meds.write_metadata(
+            output, plan.subject_id_S, plan.split_names, _described(book, tables.get("concept")), facts
+        )
         return output
 
 

@@ -76,7 +76,7 @@ class SyntheaSource:
             load_patients.cache_clear()
             shutil.rmtree(work, ignore_errors=True)
         facts = {"dataset_name": self.path.resolve().name, "etl_name": "ehr-synthea", "etl_version": __version__}
-        to_meds.write_metadata(output, plan, book, facts)
+        to_meds.write_metadata(output, plan.subject_id_S, plan.split_names, book, facts)
         ids = patients.select("subject_id", pl.col("patient").alias("patient_id")).sort("subject_id")
         ids.write_parquet(output / "metadata" / "subject_ids.parquet")
         return output

@@ -11,17 +11,19 @@ each is drawn from (seed, number) alone. Memory is bounded by one shard and the 
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ehr_core.errors import ConfigError
-from ehr_core.formats.folder import write_json
 from ehr_core.formats.tables import SPLITS, write_labels
 from ehr_core.progress import track
 from ehr_core.protocols import Executor
 
+from ehr_tokenize import to_meds
 from ehr_tokenize.__about__ import __version__
 from ehr_tokenize.synthetic import parameters as params
 from ehr_tokenize.synthetic import truth
@@ -29,9 +31,6 @@ from ehr_tokenize.synthetic.codes import code_book
 from ehr_tokenize.synthetic.events import draw_shard
 from ehr_tokenize.synthetic.laws import DAY, laws
 from ehr_tokenize.synthetic.settings import SyntheticConfig
-
-MEDS_VERSION = "0.4.1"
-CODES_SCHEMA = pa.schema([("code", pa.string()), ("description", pa.string()), ("parent_codes", pa.list_(pa.string()))])
 
 
 @dataclass(frozen=True)
@@ -114,29 +113,20 @@ class SyntheticSource:
             (output / "data" / split).mkdir(parents=True, exist_ok=True)
         work = functools.partial(write_shard, self.settings, output)
         done = list(track(executor.map(work, todo), "synthetic cohort", len(todo), "shards"))
-        self._write_metadata(output / "metadata", todo)
+        self._write_metadata(output, todo)
         self._write_labels(output / "labels", todo, done)
         return output
 
-    def _write_metadata(self, folder: Path, todo: list[Piece]) -> None:
-        folder.mkdir()
-        book = code_book()
-        names = book.name if self.settings.novel_probability else book.name[: book.plain]
-        rows = {
-            "code": names,
-            "description": book.description[: len(names)],
-            "parent_codes": [[p] if p else None for p in book.parent[: len(names)]],
-        }
-        pq.write_table(pa.table(rows, schema=CODES_SCHEMA), folder / "codes.parquet")
-        splits = {
-            "subject_id": np.concatenate([np.arange(p.first_id, p.first_id + p.count) for p in todo]),
-            "split": np.concatenate([np.full(p.count, p.split) for p in todo]),
-        }
-        schema = pa.schema([("subject_id", pa.int64()), ("split", pa.string())])
-        pq.write_table(pa.table(splits, schema=schema), folder / "subject_splits.parquet")
-        facts = {"dataset_name": "synthetic", "dataset_version": f"seed {self.settings.seed}"}
-        facts |= {"etl_name": "ehr-tokenize", "etl_version": __version__, "meds_version": MEDS_VERSION}
-        write_json(folder / "dataset.json", facts)
+    def _write_metadata(self, output: Path, todo: list[Piece]) -> None:
+        codes = code_book()
+        size = len(codes.name) if self.settings.novel_probability else codes.plain
+        columns = {"code": codes.name, "description": codes.description, "parent": codes.parent}
+        book = pl.DataFrame({name: list(column[:size]) for name, column in columns.items()}, to_meds.BOOK)
+        ids = np.concatenate([np.arange(p.first_id, p.first_id + p.count) for p in todo])
+        splits = np.concatenate([np.full(p.count, p.split) for p in todo])
+        facts: dict[str, Any] = {"dataset_name": "synthetic", "dataset_version": f"seed {self.settings.seed}"}
+        facts |= {"etl_name": "ehr-tokenize", "etl_version": __version__, "code_modifier_columns": []}
+        to_meds.write_metadata(output, ids, splits, book, facts)
 
     def _write_labels(self, folder: Path, todo: list[Piece], done: list[Written]) -> None:
         """A readmission can be judged when 30 days of the dataset follow; in a mortality label nothing is left out."""

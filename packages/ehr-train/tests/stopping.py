@@ -1,0 +1,58 @@
+"""Runs that end too early: by an error in the middle of a step, or killed from outside."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from ehr_train.launch import train
+
+from .world import running_of
+
+
+class StopHere(BaseException):
+    pass
+
+
+def stop_at(job, step):
+    """Train and leave in the middle of a step."""
+    from ehr_train.trainer import Trainer
+
+    original = Trainer.update
+
+    def update(self, wrapped, what):
+        if self.state.step == step:
+            raise StopHere
+        original(self, wrapped, what)
+
+    Trainer.update = update
+    try:
+        train(job, 1)
+    finally:
+        Trainer.update = original
+
+
+SCRIPT = """
+import json, sys
+from ehr_train.job import TrainJob
+from ehr_train.launch import train
+if __name__ == "__main__":
+    train(TrainJob.from_plain(json.load(open(sys.argv[1]))), int(sys.argv[2]))
+"""
+
+
+def train_and_kill(job, folder, world_size=1):
+    """SIGKILL from outside, at no particular moment after the first checkpoint."""
+    (folder / "job.json").write_text(json.dumps(job.to_plain()))
+    (folder / "script.py").write_text(SCRIPT)
+    victim = subprocess.Popen([sys.executable, str(folder / "script.py"), str(folder / "job.json"), str(world_size)])
+    latest = running_of(job) / "checkpoints" / "latest.pt"
+    deadline = time.monotonic() + 120
+    while not latest.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert latest.exists()
+    assert not os.path.exists(job.output), "it was over before the kill"
