@@ -48,6 +48,23 @@ def test_sentences_keep_their_order_and_ids_and_have_no_time(make):
     assert [token.token for token in store.vocabulary.tokens] == ["[PAD]", "[MASK]", "A", "B", "C", "D"]
 
 
+def test_the_store_can_be_inspected(make, tmp_path, capsys):
+    make()
+    capsys.readouterr()
+    assert run("ehr-tokenize", "inspect-store", [f"{tmp_path}/store"]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/store: rank_value\n")
+    assert "Tokenizer rank_value. Vocabulary of 6 tokens" in (tmp_path / "store.html").read_text()
+
+
+def test_lists_of_one_fixed_size_are_read_as_any_other(make, tmp_path):
+    path = tmp_path / "fixed.parquet"
+    pl.DataFrame({"input_ids": pl.Series([[2, 3], [4, 5], [3, 2]], dtype=pl.Array(pl.Int64, 2))}).write_parquet(path)
+    assert sentences(make(SENTENCES, None, f"path={path}")) == [[2, 3], [4, 5], [3, 2]]
+    pl.DataFrame({"input_ids": pl.Series([[2, 3], None], dtype=pl.Array(pl.Int64, 2))}).write_parquet(path)
+    with pytest.raises(DataError, match="row 2: input_ids is null"):
+        make(SENTENCES, None, f"path={path}", output="null")
+
+
 def test_splits_do_not_depend_on_how_much_is_read_at_once(make):
     whole, pieces = make(), make(SENTENCES, None, "shard_rows=1", output="pieces")
     assert sentences(pieces) == SENTENCES
@@ -90,8 +107,11 @@ def test_other_files_and_settings_are_refused(make, tmp_path):
     with pytest.raises(FormatError, match="no Parquet file"):
         make(SENTENCES, None, f"path={tmp_path}/vocab.txt")
     pl.DataFrame({"input_ids": [1]}).write_parquet(tmp_path / "flat.parquet")
-    with pytest.raises(DataError, match="no column 'input_ids' of lists"):
+    with pytest.raises(DataError, match="column 'input_ids' is int64, expected lists of integers"):
         make(SENTENCES, None, f"path={tmp_path}/flat.parquet")
+    pl.DataFrame({"ids": [[1]]}).write_parquet(tmp_path / "other.parquet")
+    with pytest.raises(DataError, match="has no column 'input_ids'; it has ids"):
+        make(SENTENCES, None, f"path={tmp_path}/other.parquet")
     assert not (tmp_path / "store").exists()
 
 

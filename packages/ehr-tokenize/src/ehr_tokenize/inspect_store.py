@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 from ehr_core.errors import ConfigError
-from ehr_core.formats.tokens import TokenStore, TokenTable, prefix_tokens
+from ehr_core.formats.folder import read_json
+from ehr_core.formats.tokens import TOKENIZER, TokenStore, TokenTable, prefix_tokens
 
 from ehr_tokenize import pictures
 from ehr_tokenize.meds import SPLITS
@@ -77,7 +78,8 @@ def count(store: TokenStore) -> Figures:
 def lines(store: TokenStore, figures: Figures, top: int) -> Iterator[str]:
     """The store in a few lines of text."""
     content = store.manifest.content
-    yield f"{store.path}: {store.manifest.settings['tokenizer']['name']} on {store.manifest.settings['source']['name']}"
+    tokenizer, source = _origin(store)
+    yield f"{store.path}: {tokenizer} on {source}" if source else f"{store.path}: {tokenizer}"
     for split, counts in _splits(content):
         shown = ", ".join(f"{counts.get(name, 0):,} {name}" for name in ("shards", "subjects", "events", "tokens"))
         yield f"  {split:<9} {shown}, UNK {_share(counts.get('unk', 0), counts.get('tokens', 0))} of tokens"
@@ -96,6 +98,11 @@ def lines(store: TokenStore, figures: Figures, top: int) -> Iterator[str]:
     odd = _treated(content)
     if odd:
         yield "treated: " + ", ".join(f"{name} {number:,}" for name, number in odd)
+
+
+def _origin(store: TokenStore) -> tuple[str, str | None]:
+    """Names of tokenizer and source. Commands beside ``tokenize`` make stores too, and theirs may have no source."""
+    return read_json(store.path / TOKENIZER)["name"], store.manifest.settings.get("source", {}).get("name")
 
 
 def _splits(content: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
@@ -176,9 +183,9 @@ def _page(store: TokenStore, figures: Figures, top: int, shown: tuple[TokenTable
 
 
 def _about(store: TokenStore, figures: Figures) -> str:
-    settings = store.manifest.settings
+    tokenizer, source = _origin(store)
     text = (
-        f"Tokenizer {settings['tokenizer']['name']}, source {settings['source']['name']}. Vocabulary of "
+        f"Tokenizer {tokenizer}{f', source {source}' if source else ''}. Vocabulary of "
         f"{len(store.vocabulary):,} tokens, {int(np.count_nonzero(figures.token_V)):,} of which occur. "
         f"{figures.bytes / 1e6:,.1f} MB. Made by {', '.join(store.manifest.made_by)}."
     )

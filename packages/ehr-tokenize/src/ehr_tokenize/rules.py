@@ -110,7 +110,10 @@ class Rule:
 
     def _template(self, text: str, steps: Mapping[str, Step], number: bool) -> Template:
         fields = tuple(self._field(inside, steps, number) for inside in FIELD.findall(text))
-        return Template(tuple(FIELD.split(text)[::2]), fields)
+        around = tuple(FIELD.split(text)[::2])
+        if any(brace in part for part in around for brace in "{}"):
+            raise ConfigError(f"{self._where}: {text!r} has a {{ or }} without its pair; a field is written {{name}}")
+        return Template(around, fields)
 
     def _field(self, inside: str, steps: Mapping[str, Step], number: bool) -> Field:
         chain, question, default = inside.partition("?")

@@ -28,6 +28,7 @@ from ehr_tokenize.splits import shares_of, split_of
 from ehr_geneformer.plugin import RankedStoreConfig, RankValueConfig
 from ehr_geneformer.tokenizer import RankValue, sentences
 
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 COUNTED = ("shards", "subjects", "events", "tokens", "unk", "non_finite")
 
 
@@ -87,10 +88,10 @@ def _files(path: Path) -> list[Path]:
             raise FormatError(f"{file} is missing") from None
         except (pa.ArrowException, OSError) as error:
             raise FormatError(f"{file} is damaged or no Parquet file: {str(error).splitlines()[0]}") from error
-        kind = schema.field("input_ids").type if "input_ids" in schema.names else None
-        if kind is None or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-            raise DataError(f"{file} has no column 'input_ids' of lists")
-        if not pa.types.is_integer(kind.value_type):
+        if "input_ids" not in schema.names:
+            raise DataError(f"{file} has no column 'input_ids'; it has {', '.join(schema.names) or 'none'}")
+        kind = schema.field("input_ids").type
+        if not (any(is_kind(kind) for is_kind in LISTS) and pa.types.is_integer(kind.value_type)):
             raise DataError(f"{file}: column 'input_ids' is {kind}, expected lists of integers")
     return files
 
@@ -111,7 +112,10 @@ def _checked(rows: pa.RecordBatch, size: int, file: Path, first: int) -> Sentenc
     lists = rows["input_ids"]
     if lists.null_count:
         raise DataError(f"{file}, row {first + int(np.argmax(lists.is_null()))}: input_ids is null")
-    offset = lists.offsets.to_numpy().astype(np.int64)
+    if pa.types.is_fixed_size_list(lists.type):  # without nulls each has as many, and there are no offsets
+        offset = np.arange(len(lists) + 1, dtype=np.int64) * lists.type.list_size
+    else:
+        offset = lists.offsets.to_numpy().astype(np.int64)
     flat = lists.flatten()
     if flat.null_count:
         raise DataError(f"{file}: {flat.null_count} ids in rows {first} to {first + len(rows) - 1} are null")
