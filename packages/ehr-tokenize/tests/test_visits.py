@@ -147,6 +147,11 @@ def test_outside_of_visits_nothing_counts_as_a_repeat(encode):
         ("E11.65", "3-digit", 7, "E11.65"),
         *[("ATC//N02BE01", "full", n, f"ATC//{'N02BE01'[:n]}") for n in (1, 3, 4, 5, 7)],
         ("ATC//N02", "full", 5, "ATC//N02"),
+        ("DIAGNOSIS//ICD10CM//E11.65//PRIMARY", "3-digit", 7, "DIAGNOSIS//ICD10CM//E11//PRIMARY"),
+        ("DIAGNOSIS//ICD//9//41401//2", "3-digit", 7, "DIAGNOSIS//ICD//9//414//2"),
+        ("DRUG//ATC//N02BE01//ORAL", "3-digit", 4, "DRUG//ATC//N02B//ORAL"),
+        ("PROCEDURE//ICD//9//3722//2", "3-digit", 7, "PROCEDURE//ICD//9//3722//2"),
+        ("DIAGNOSIS//ICD//10", "3-digit", 7, "DIAGNOSIS//ICD//10"),
     ],
 )
 def test_codes_are_told_at_the_level_that_is_asked_for(code, level, characters, expected):
@@ -169,6 +174,26 @@ def test_a_mapping_file_goes_before_levels_and_travels_in_the_state(world, tmp_p
     assert found.tokens(1) == ["[CLS]", "PHECODE//250.2", "ICD10CM//I10"]
     assert found.slice(1, "entity").tolist() == [0, 2, 2]
     assert str(tmp_path) not in (tmp_path / "state" / "tokenizer.json").read_text()
+
+
+def test_a_mapping_of_which_no_key_is_a_code_of_train_is_refused(world, tmp_path):
+    path = tmp_path / "phecodes.json"
+    rows = [*[(1, "2020-01-01", "A")] * 3, (1, "2020-01-01", "ICD10CM//E11.65"), (1, "2020-01-02", "ATC//N02")]
+    for keys, example in (({"E11.65": "P//250"}, "ICD10CM//E11.65"), ({"icd10:I10": "P//401"}, "A"), ({}, "A")):
+        path.write_text(json.dumps(keys))
+        tokenizer = Visits(VisitsConfig(**ALL, mapping=str(path)))
+        with pytest.raises(ConfigError, match=rf"none of the {len(keys)} keys .* a whole code, such as '{example}'$"):
+            tokenizer.fit([tokenizer.summarize(world.frame(rows))])
+    # It is of use too when it names a code only to leave it out.
+    path.write_text(json.dumps({"ATC//N02": "ICD10CM//NONE"}))
+    tokenizer = Visits(VisitsConfig(**ALL, mapping=str(path), only_entities=["other"]))
+    tokenizer.fit([tokenizer.summarize(world.frame(rows))])
+    assert [token.token for token in tokenizer.vocabulary.tokens if token.kind == "code"] == ["A"]
+
+
+def test_a_mapping_that_is_a_folder_is_refused(world, tmp_path):
+    with pytest.raises(FormatError, match=r"tokenizer.mapping: .* is a folder; give a JSON file"):
+        Visits(VisitsConfig(mapping=str(tmp_path))).summarize(world.frame([(1, "2020-01-01", "A")]))
 
 
 def test_a_mapping_that_is_no_object_of_texts_is_refused(world, tmp_path):

@@ -104,28 +104,31 @@ def _stays(
 def shorten(code: str, settings: VisitsConfig) -> str:
     """A code at the level that the settings ask for: ``DIAGNOSIS//ICD10CM//E11.65`` to ``DIAGNOSIS//ICD10CM//E11``.
 
-    ICD diagnoses and ATC codes are known by the parts of the name before the code itself; all others stay as they are.
+    ICD diagnoses and ATC codes stand behind the name of their system. What is behind them, such as ``//PRIMARY``, and all
+    other codes stay as they are.
     """
-    *parts, own = code.split("//")
-    if not parts:
-        return code
+    parts = code.split("//")
     marks = [re.sub(r"[^A-Z0-9]", "", part.upper()) for part in parts]
-    if "ATC" in marks:
-        return "//".join([*parts, own[: settings.atc_level]])
-    if settings.icd_level == "full" or "PROCEDURE" in marks:
+    system, at = _find_code(marks)
+    if at >= len(parts):
         return code
-    version = _icd_version(marks)
-    if version is None:
-        return code
-    plain = own.replace(".", "")
-    return "//".join([*parts, plain[: 4 if version == 9 and plain[:1] in ("E", "e") else 3]])
+    if system == "ATC":
+        parts[at] = parts[at][: settings.atc_level]
+    elif system and settings.icd_level != "full" and "PROCEDURE" not in marks[:at]:
+        plain = parts[at].replace(".", "")
+        parts[at] = plain[: 4 if system == "9" and plain[:1] in ("E", "e") else 3]
+    return "//".join(parts)
 
 
-def _icd_version(marks: list[str]) -> int | None:
-    """9 or 10 of ``[..., "ICD10CM"]`` or ``[..., "ICD", "10"]``; None for anything else, procedures included."""
-    if ICD10 & set(marks) or marks[-2:] == ["ICD", "10"]:
-        return 10
-    return 9 if ICD9 & set(marks) or marks[-2:] == ["ICD", "9"] else None
+def _find_code(marks: list[str]) -> tuple[str, int]:
+    """``ATC``, ``10`` or ``9`` and the place of the code behind the system's name, as in ``[..., "ICD10CM", code, ...]``
+    or ``[..., "ICD", "10", code, ...]``; nothing for any other system."""
+    for index, mark in enumerate(marks):
+        if mark == "ATC" or mark in ICD10 or mark in ICD9:
+            return "ATC" if mark == "ATC" else "10" if mark in ICD10 else "9", index + 1
+        if mark == "ICD" and marks[index + 1 : index + 2] in (["10"], ["9"]):
+            return marks[index + 1], index + 2
+    return "", 0
 
 
 def first_of_visit(group_N: np.ndarray, name_N: np.ndarray, keep_N: np.ndarray) -> np.ndarray:

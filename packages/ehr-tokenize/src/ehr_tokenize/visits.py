@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from ehr_core.config import to_plain
-from ehr_core.errors import DataError, FormatError
+from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats.folder import file_digest, read_json, write_json
 from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load_prefix, write_prefix
 from ehr_core.formats.vocabulary import CLS, SEP, SPECIALS, UNK, Token, Vocabulary
@@ -48,6 +48,8 @@ class Summary:
     """Rows per code, by kind: sex and region."""
     cls: int
     sep: int
+    mapped: int
+    """Codes that the mapping names, also of rows that are not kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,19 +97,34 @@ class Visits:
 
     def _name(self, code: str) -> str:
         """The token's name of a MEDS code."""
+        return self._known_mapping().get(code) or visit_rules.shorten(code, self.settings)
+
+    def _known_mapping(self) -> dict[str, str]:
         if self.mapping is None:
             self.mapping = self._read_mapping()
-        return self.mapping.get(code) or visit_rules.shorten(code, self.settings)
+        return self.mapping
 
     def _read_mapping(self) -> dict[str, str]:
         if not self.settings.mapping:
             return {}
         path = Path(self.settings.mapping)
+        if path.is_dir():
+            raise FormatError(f"tokenizer.mapping: {path} is a folder; give a JSON file {{code: code}}")
         found = read_json(path)
         if not isinstance(found, dict) or not all(isinstance(to, str) and to for to in found.values()):
             raise FormatError(f"{path} is not a JSON object of codes to codes")
         self.files = {"mapping": file_digest(path)}
         return found
+
+    def _useless_mapping(self, codes: Counter[str]) -> ConfigError:
+        """The error when no key is a code of train, with a code in which a key stands, or else the most frequent one."""
+        keys = self._known_mapping()
+        often = sorted(codes, key=lambda code: (-codes[code], code))
+        example = next((code for code in often if not keys.keys().isdisjoint(code.split("//"))), often[0])
+        return ConfigError(
+            f"tokenizer.mapping: none of the {len(keys)} keys in {self.settings.mapping} is a code of the train split; "
+            f"a key must be a whole code, such as {example!r}"
+        )
 
     def _entity(self, name: str) -> str:
         return self.settings.entities.get(name.partition("//")[0], "other")
@@ -163,20 +180,26 @@ class Visits:
             if kind := self._static_kind(code):
                 statics[kind][code] += number
         codes = Counter({rows.names_C[c]: int(rows_C[c]) for c in np.flatnonzero(rows_C)})
-        return Summary(codes, statics, int(kept.first_K.sum()), int(kept.sep_K.sum()))
+        mapped = sum(name in self._known_mapping() for name in rows.names_C)
+        return Summary(codes, statics, int(kept.first_K.sum()), int(kept.sep_K.sum()), mapped)
 
     def fit(self, summaries: Iterable[Summary]) -> None:
-        """Fit vocabulary, sexes and regions. Raises DataError when train has no event to make a token of."""
+        """Fit vocabulary, sexes and regions. Raises DataError when train has no event to make a token of, and ConfigError
+        when the mapping names none of its codes."""
         codes: Counter[str] = Counter()
         statics: dict[str, Counter[str]] = {kind: Counter() for kind in STATICS}
         special: Counter[str] = Counter()
+        mapped = 0
         for part in summaries:
+            mapped += part.mapped
             codes.update(part.codes)
             special.update({SPECIALS[CLS]: part.cls, SPECIALS[SEP]: part.sep})
             for kind in STATICS:
                 statics[kind].update(part.statics[kind])
         if not codes:
             raise DataError("the train split has no event with a time to make a token of; see tokenizer.only_entities")
+        if self.settings.mapping and not mapped:
+            raise self._useless_mapping(codes)
         found: dict[str, list[str]] = {}
         for code in sorted(codes):
             found.setdefault(self._name(code), []).append(code)
