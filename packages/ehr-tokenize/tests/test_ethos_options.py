@@ -82,6 +82,28 @@ def test_bins_of_one_width(world):
     assert found[1::2] == ["Q1", "Q1", "Q1", "Q2", "Q4", "Q4"]
 
 
+@pytest.mark.parametrize("style", ["shared", "group", "fused"])
+def test_a_rare_code_with_bins_of_one_width_is_unk_without_a_quantile(world, style):
+    rows = rows_of(*(("SOFA", value) for value in (0.0, 3.0, 24.0)), *[("A",)] * 5)
+    tokenizer = fitted(world, rows, min_count=5, equal_width={"SOFA": [0, 24]}, numbers={"SOFA": style})
+    assert tokens(tokenizer, world, rows) == ["[UNK]"] * 3 + ["A"] * 5
+    assert tokenizer.vocabulary.tokens[UNK].count == 3
+
+
+@pytest.mark.parametrize("style", ["shared", "fused"])
+def test_bins_of_one_width_are_the_same_in_prefix_and_timeline(world, style):
+    values = (20.0, 20.0, 20.0, 25.0, 25.0, 30.0, 95.0)
+    rows = rows_of(*(("BMI", value) for value in values))
+    tokenizer = fitted(
+        world, rows, num_quantiles=10, static_too=["BMI"], numbers={"BMI": style}, equal_width={"BMI": [10, 100]}
+    )
+    table = tokenizer.encode(world.frame(rows))
+    names = [token.token for token in tokenizer.vocabulary.tokens]
+    timeline = [names[i].rpartition("//")[2] for i in table.token if names[i].rpartition("//")[2] != "BMI"]
+    assert timeline == ["Q2", "Q2", "Q2", "Q2", "Q2", "Q3", "Q10"]
+    assert [names[i] for i in table.static_token] == ["BMI//Q2", "BMI//Q3", "BMI//Q10"]  # repetitions change nothing
+
+
 def test_a_static_value_may_stay_in_the_timeline_with_one_meaning_for_its_number(world):
     train = [
         (subject, "2020-01-01 00:00", "BMI", value) for subject, value in enumerate((20.0, 22.0, 30.0, 40.0), start=1)

@@ -9,7 +9,7 @@ import abc
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import polars as pl
@@ -105,6 +105,12 @@ class FittedTokenizer(abc.ABC):
         self.interval_quartiles = quartiles(lengths, names, middles)
         return [Token(name, "interval", (), n) for name, n in zip(names, lengths.count_I.tolist(), strict=True)]
 
+    def unfitted(self) -> Self:
+        """A tokenizer of the same settings and mappings that has seen no records, to fit on others."""
+        new = type(self)(self.settings)
+        new.preparation = self.preparation
+        return new
+
     # -- state
 
     def interval_days(self) -> dict[str, list[float | None]]:
@@ -197,6 +203,10 @@ class TimelineTokenizer(FittedTokenizer):
         index: int = self.vocabulary.ids.get(code, UNK)
         return index if self.vocabulary.tokens[index].kind == "code" else UNK
 
+    def breaks_of(self, counts: stages.Counts) -> dict[str, list[float]]:
+        """Breaks of every code that has numbers, static or not: a number in both places means one thing."""
+        return stages.quantile_breaks(counts, self.settings.num_quantiles)
+
     # -- static prefix
 
     def slot(self, code: str) -> str:
@@ -212,7 +222,7 @@ class TimelineTokenizer(FittedTokenizer):
         """Slots in order, and their tokens: the unknown one, then values by name or quantile."""
         size, least = self.settings.num_quantiles, self.settings.min_count
         length_C = np.diff(static.offset_C)
-        breaks = stages.quantile_breaks(static, size)
+        breaks = self.breaks_of(static)
         enough = {c for c, n in zip(static.names_C, length_C, strict=True) if n >= least}
         self.static_breaks = {code: found for code, found in breaks.items() if code in enough}
         bins = stages.bin_counts(static, self.static_breaks, size)

@@ -173,16 +173,19 @@ class Ethos(TimelineTokenizer):
         self.vocabulary = assemble(tokens, statics, often, rare, fused)
         self.prefix = self.make_prefix(slots, born)
 
+    def breaks_of(self, counts: stages.Counts) -> dict[str, list[float]]:
+        """As in the base, of one width for the codes of ``equal_width``."""
+        found, size = super().breaks_of(counts), self.settings.num_quantiles
+        return found | {code: equal_width(*self._widths[code], size) for code in found.keys() & self._widths.keys()}
+
     def _fit_breaks(self, timeline: stages.Counts) -> None:
         """Breaks of the codes that are frequent enough, or whose numbers alone show."""
-        size, least = self.settings.num_quantiles, self.settings.min_count
         rows = dict(zip(timeline.names_C, timeline.rows_C.tolist(), strict=True))
-        self.breaks = {}
-        for code, breaks in stages.quantile_breaks(timeline, size).items():
-            if code in self._widths:
-                self.breaks[code] = equal_width(*self._widths[code], size)
-            elif rows[code] >= least or self.numbers.style(code) == "alone":
-                self.breaks[code] = self.static_breaks.get(code, breaks)  # a number in both places means one thing
+        self.breaks = {
+            code: self.static_breaks.get(code, breaks)  # a number in both places means one thing
+            for code, breaks in self.breaks_of(timeline).items()
+            if rows[code] >= self.settings.min_count or self.numbers.style(code) == "alone"
+        }
 
     def _often(self, timeline: stages.Counts, bins: dict[str, np.ndarray]) -> tuple[dict[str, int], int]:
         """How often each code that is frequent enough is a token of its own, and how many rows become [UNK]."""
