@@ -103,6 +103,26 @@ def test_growing_twice_with_the_same_records_changes_nothing_more(site):
     assert state(more) == state(new)
 
 
+def labs(*numbers):
+    return [
+        (1, "2020-01-01", f"LAB//{name}", float(n))
+        for name, often in zip("ABC", numbers, strict=True)
+        for n in range(often)
+    ]
+
+
+def test_growth_takes_in_the_codes_that_the_old_site_left_out(site, world):
+    old = site("old", labs(8, 4, 0), "+tokenizer.top_codes={LAB//: 1}", "tokenizer.min_count=2")
+    assert state(old)["dropped"] == ["LAB//B"]
+    new = site("new", labs(4, 8, 3), f"fitted={old}", "grow=true")
+    assert state(new)["dropped"] == ["LAB//C"]
+    found = [token for token in world.Decoded.store(new).tokens(1) if token.startswith("LAB")]
+    assert found == ["LAB//A"] * 4 + ["LAB//B"] * 8
+    assert set(state(new)["breaks"]) == {"LAB//A", "LAB//B"}
+    again = site("again", labs(4, 8, 3), f"fitted={new}", "grow=true")
+    assert state(again) == state(new)
+
+
 def test_only_a_fitted_tokenizer_that_can_grow_grows(site):
     with pytest.raises(ConfigError, match="give fitted=STORE"):
         site("x", FIRST, "grow=true")
@@ -111,7 +131,7 @@ def test_only_a_fitted_tokenizer_that_can_grow_grows(site):
         pass
 
     with pytest.raises(ConfigError, match="Fixed cannot grow"):
-        grow.check_growable(Fixed())
+        grow.unfitted(Fixed())
 
 
 def test_lists_of_names_grow_and_lists_of_numbers_stay():

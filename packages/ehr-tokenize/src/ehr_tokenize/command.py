@@ -117,8 +117,7 @@ class Run:
         else:
             tokenizer = load_tokenizer(given)
         if self.settings.grow and given is not None:
-            grow.check_growable(tokenizer)
-            new = load_tokenizer(given)
+            new = grow.unfitted(tokenizer)
             new.fit(self._summaries(new, train, bar))
             grow.grown(tokenizer, new, self.work.store, self.work.folder)
             tokenizer = load_tokenizer(self.work.store)

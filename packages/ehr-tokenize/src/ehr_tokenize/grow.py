@@ -5,8 +5,9 @@ stand for codes that the old vocabulary does not have (and tokens without a code
 slots of the prefix that are new, and, in every table of the tokenizer's state, the entries of new codes: their quantile
 breaks, their medians. An old code keeps its id, its breaks and its count even where the new site would fit others.
 
-A tokenizer takes part by ``growable = True``. It says so when its state is tables by code (and further values, of which
-the old ones stay) and when it finds ids by the name of the token.
+A tokenizer takes part by ``growable = True`` and `unfitted`. It says so when its state is tables by code (and further
+values, of which the old ones stay) and when it finds ids by the name of the token. ``dropped`` in its state are codes
+that it left out of the vocabulary; those that the new fit takes in are no longer among them.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from ehr_core.formats.vocabulary import Token, Vocabulary
 from ehr_core.protocols import Tokenizer
 
 
-def check_growable(tokenizer: Tokenizer) -> None:
-    """Raise ConfigError for a tokenizer that cannot grow."""
+def unfitted(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer of the same settings, to fit on other records. Raises ConfigError for one that cannot grow."""
     if not getattr(tokenizer, "growable", False):
         name = type(tokenizer).__name__
         raise ConfigError(f"grow=true: the tokenizer {name} cannot grow; leave grow out, or fit a new one")
+    new: Tokenizer = tokenizer.unfitted()  # type: ignore[attr-defined]
+    return new
 
 
 def grown(old: Tokenizer, new: Tokenizer, folder: Path, scratch: Path) -> None:
@@ -38,10 +41,15 @@ def grown(old: Tokenizer, new: Tokenizer, folder: Path, scratch: Path) -> None:
             tokenizer.save(place)
         first, second = (read_json(place / TOKENIZER) for place in places)
     known = {code for token in old.vocabulary.tokens for code in (token.token, *token.codes)}
-    vocabulary = Vocabulary([*old.vocabulary.tokens, *_added(old.vocabulary, new.vocabulary, known)])
+    added = _added(old.vocabulary, new.vocabulary, known)
+    vocabulary = Vocabulary([*old.vocabulary.tokens, *added])
     vocabulary.save(folder)
     write_prefix(folder, _prefix(old, new, vocabulary))
-    write_json(folder / TOKENIZER, first | {"state": _joined(first["state"], second["state"], known)})
+    state = _joined(first["state"], second["state"], known)
+    if "dropped" in state:
+        taken = {code for token in added for code in token.codes}
+        state["dropped"] = [code for code in state["dropped"] if code not in taken]
+    write_json(folder / TOKENIZER, first | {"state": state})
 
 
 def _added(old: Vocabulary, new: Vocabulary, known: set[str]) -> list[Token]:

@@ -21,7 +21,7 @@ from ehr_core.formats.tokens import TOKENIZER
 from ehr_core.plugins import build
 from ehr_core.protocols import Tokenizer
 
-from ehr_tokenize import coverage, summaries
+from ehr_tokenize import coverage, grow, summaries
 from ehr_tokenize.meds import Shard, read_events, read_treated
 from ehr_tokenize.treated import odd_rows
 
@@ -44,7 +44,7 @@ def event_columns(tokenizer: Tokenizer) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class SummarizeJob:
-    """A shard of train to summarize for a tokenizer of these settings, or for one that is fitted already."""
+    """A shard of train to summarize for a tokenizer of these settings, or for one that grows."""
 
     shard: Shard
     tokenizer: Any
@@ -56,7 +56,7 @@ class SummarizeJob:
 
 def summarize(job: SummarizeJob) -> Any:
     """The summary; None when it is in the job's file."""
-    tokenizer = load_tokenizer(job.fitted) if job.fitted else build("tokenizer", job.tokenizer)
+    tokenizer = grow.unfitted(load_tokenizer(job.fitted)) if job.fitted else build("tokenizer", job.tokenizer)
     events = read_events(job.shard.path, event_columns(tokenizer), job.drop_duplicates)
     found = tokenizer.summarize(events)
     if summaries.kind_of(tokenizer.summarize) is None:
