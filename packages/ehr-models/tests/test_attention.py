@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from ehr_core import plugins
+from ehr_core.config import from_plain
 from ehr_models.attention import attend
 from ehr_models.layout import Layout, block_mask, dense_mask, make_layout, positions_of
 
@@ -94,3 +96,46 @@ def test_gradients_do_not_depend_on_the_layout(name):
 def test_positions_count_from_zero_in_each_run():
     segment = torch.tensor([[1, 1, 1, 2, 2, 0, 0], [0, 0, 1, 1, 1, 1, 1]])
     assert positions_of(segment).tolist() == [[0, 1, 2, 0, 1, 0, 1], [0, 1, 0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("kind", ["gpt", "bert"])
+@pytest.mark.parametrize("name", ["whole rows", "long segments", "right padding", "a hole"])
+def test_attention_weights_are_given_when_asked_for_and_change_nothing(kind, name):
+    settings = {"num_layers": 2, "num_heads": 2, "width": 16, "context_length": 192}
+    model = plugins.build(
+        "model", from_plain("model", {"name": kind, **settings}), vocabulary_size=30, columns=[]
+    ).eval()
+    segment, token = torch.tensor(SEGMENTS[name]), torch.randint(7, 30, (2, 192))
+    plain = model(token, segment_ids=segment)
+    found = model(token, segment_ids=segment, output_attentions=True)
+    real = segment != 0
+    torch.testing.assert_close(found.last_hidden_state[real], plain.last_hidden_state[real], rtol=1e-4, atol=1e-5)
+    assert plain.attentions is None
+    assert len(found.attentions) == 2
+    seen = dense_mask(segment, model.causal)
+    for weight in found.attentions:
+        assert weight.shape == (2, 2, 192, 192)
+        torch.testing.assert_close(weight.sum(-1), torch.ones(2, 2, 192))
+        assert not weight.masked_select(~seen).any()
+
+
+def test_attention_weights_are_those_of_transformers():
+    from transformers import GPT2Config, GPT2Model
+
+    theirs = GPT2Model(GPT2Config(vocab_size=30, n_positions=16, n_embd=8, n_layer=1, n_head=2)).eval()
+    theirs.set_attn_implementation("eager")
+    ours = plugins.build(
+        "model",
+        from_plain("model", {"name": "gpt", "num_layers": 1, "num_heads": 2, "width": 8, "context_length": 16}),
+        vocabulary_size=30,
+        columns=[],
+    ).eval()
+    with torch.no_grad():
+        ours.embeddings.token.weight[:30] = theirs.wte.weight
+        ours.embeddings.position.weight.copy_(theirs.wpe.weight)
+        parts = theirs.h[0].attn.c_attn.weight.T.chunk(3)
+        for name, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True):
+            getattr(ours.blocks[0].attention, name).weight.copy_(part)
+    token = torch.randint(7, 30, (2, 9))
+    expected = theirs(token, output_attentions=True).attentions[0]
+    torch.testing.assert_close(ours(token, output_attentions=True).attentions[0], expected)

@@ -152,6 +152,23 @@ def test_survival_by_hand():
     assert found == pytest.approx([-math.log(late), -math.log(1 - late)], rel=1e-5)
 
 
+@pytest.mark.parametrize(("bins", "horizon"), [(6, 90), (12, 360), (52, 364), (365, 365), (7, 30)])
+def test_whole_days_at_a_border_are_in_the_bin_that_ends_there(bins, horizon):
+    """Days in fractions, by exact arithmetic."""
+    from fractions import Fraction
+
+    objective, logits = BUILDERS["survival"](num_bins=bins, horizon_days=float(horizon)), torch.zeros(1, bins)
+    ends = [Fraction(horizon * k, bins) for k in range(1, bins + 1)]
+    for day in range(horizon + 1):
+        questions = {1: min(bins, sum(end < day for end in ends) + 1), 0: sum(end <= day for end in ends)}
+        for event, asked in questions.items():
+            found = total(objective, logits, [[float(day), float(event)]])[0]
+            assert found / math.log(2) == pytest.approx(asked), (day, event)
+    logits[0, -1] = 3.0
+    came, stayed = (total(objective, logits, [[float(horizon), event]])[0] for event in (1.0, 0.0))
+    assert stayed - came == pytest.approx(3.0)
+
+
 def test_the_best_constant_hazards_are_the_estimate_of_kaplan_and_meier():
     from lifelines import KaplanMeierFitter
 
@@ -246,6 +263,12 @@ def test_settings_that_cannot_be_are_one_clear_error(name, settings, words):
     ("multiclass", [[0.0], [1.0]], r"shape \(2, 1\); expected \(2,\)"),
     ("multilabel", [[0.0, 1.0], [1.0, 0.0]], r"shape \(2, 2\); expected \(2, 1\) or \(2,\)"),
     ("survival", [[-1.0, 1.0], [3.0, 0.0]], "days, at least 0"),
+    ("survival", [1.0, math.nan], "0 or 1"),
+    ("classification", [1.0, 2.0], "0 or 1, and none may be missing"),
+    ("classification", [1.0, math.nan], "0 or 1"),
+    ("multilabel", [[1.0], [-1.0]], "0 or 1"),
+    ("regression", [1.0, math.nan], "finite numbers"),
+    ("time_to_event", [[math.inf, 0.0], [3.0, 0.0]], "days, at least 0"),
     ("time_to_event", [[1.0, 0.5], [3.0, 0.0]], "1 .event. or 0"),
     ("time_to_event", [[1.0], [3.0]], r"expected \(2, 2\) or \(2,\)"),
 ])  # fmt: skip

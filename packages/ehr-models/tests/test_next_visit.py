@@ -1,4 +1,5 @@
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -165,6 +166,8 @@ def test_average_precision_is_that_of_scikit_learn_over_samples():
 
 
 class _zero(torch.nn.Module):  # noqa: N801
+    config = types.SimpleNamespace(vocab_size=10_000)
+
     def forward(self, input_ids, **inputs):
         hidden = torch.zeros(*input_ids.shape, WIDTH)
         return type("Output", (), {"last_hidden_state": hidden, "losses": {}})()

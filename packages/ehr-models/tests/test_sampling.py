@@ -62,3 +62,10 @@ def test_what_is_never_drawn_does_not_count_for_top_k_and_top_p():
     logits = torch.tensor([[9.0, 1.0, 0.5, 0.0]])
     assert sampler(4, never=[0], top_k=2).scores(logits.clone()).isfinite().tolist() == [[False, True, True, False]]
     assert sampler(4, never=[0], top_p=0.4).scores(logits.clone()).isfinite().tolist() == [[False, True, False, False]]
+
+
+def test_noise_is_finite_where_the_hash_has_ones_only():
+    """Key 16722 has 24 of them for token 4222: a uniform number of 1 there would let a masked token win."""
+    noise = Gumbel(1, 4480, CPU).negated(torch.tensor([16722]), torch.tensor([0]))
+    assert noise.isfinite().all()
+    assert -noise[0, 4222] == pytest.approx(24 * 0.6931472, rel=1e-6)

@@ -4,11 +4,13 @@ Shapes: B rows, T positions, H heads, C width of a head, D = H * C width.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention
 
 from ehr_models.layout import Layout
@@ -23,6 +25,8 @@ def attend(q_BTHC: Tensor, k_BTHC: Tensor, v_BTHC: Tensor, layout: Layout, dropo
 
     ``dropout`` is applied to the attention weights. Padding gives finite values without a meaning.
     """
+    if layout.weights is not None:
+        return _attend_and_keep(q_BTHC, k_BTHC, v_BTHC, layout, dropout)
     if layout.cache is not None:
         cached: Tensor = layout.cache.attend(q_BTHC, k_BTHC, v_BTHC)
         return cached
@@ -35,6 +39,17 @@ def attend(q_BTHC: Tensor, k_BTHC: Tensor, v_BTHC: Tensor, layout: Layout, dropo
     causal = layout.causal and layout.mask is None
     out = scaled_dot_product_attention(q, k, v, attn_mask=layout.mask, is_causal=causal, dropout_p=dropout)
     return out.transpose(1, 2)
+
+
+def _attend_and_keep(q_BTHC: Tensor, k_BTHC: Tensor, v_BTHC: Tensor, layout: Layout, dropout: float) -> Tensor:
+    """Step by step, with the weights (B, H, T, T) kept; dropout comes after them."""
+    assert layout.weights is not None
+    assert layout.mask is not None
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHC, k_BTHC, v_BTHC))
+    score_BHTT = (q @ k.mT).float() / math.sqrt(q.shape[-1])
+    weight_BHTT = score_BHTT.masked_fill(~layout.mask, -torch.inf).softmax(-1).to(q.dtype)
+    layout.weights.append(weight_BHTT)
+    return (functional.dropout(weight_BHTT, dropout) @ v).transpose(1, 2)
 
 
 def _attend_to_runs(q_BTHC: Tensor, k_BTHC: Tensor, v_BTHC: Tensor, layout: Layout, dropout: float) -> Tensor:
@@ -82,7 +97,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor, layout: Layout, turn: Turn | None = None) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        heads = (*x_BTD.shape[:2], self.num_heads, -1)
+        heads = (*x_BTD.shape[:2], self.num_heads, self.q_proj.out_features // self.num_heads)
         q, k, v = (project(x_BTD).view(heads) for project in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)

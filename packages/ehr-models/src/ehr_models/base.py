@@ -6,6 +6,7 @@ Shapes: B rows, T positions, D width, V vocabulary, P rows of the embedding tabl
 import importlib
 import math
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
 from ehr_models import code_vectors
+from ehr_models import layout as layouts
 from ehr_models.attention import ResidualLinear
 from ehr_models.blocks import Embeddings
 from ehr_models.layout import positions_of
@@ -35,11 +37,25 @@ class EhrOutput(ModelOutput):
     """Auxiliary losses by name, weighted, as (sum, count); empty for a network that has none."""
     metrics: dict[str, tuple[Tensor, Tensor]] | None = None
     """Figures to log by name, without gradients, as (sum, count)."""
+    attentions: tuple[Tensor, ...] | None = None
+    """Weights (B, H, T, T) of each layer, with ``output_attentions=True``; those of padding mean nothing."""
 
 
 def padded_rows(vocabulary_size: int, multiple: int) -> int:
     """V rounded up to a multiple."""
     return math.ceil(vocabulary_size / multiple) * multiple
+
+
+def check_tokens(token: Tensor, vocabulary_size: int) -> None:
+    """Raise DataError, on CPU, for an id that is none; elsewhere a look at the values would wait for the device."""
+    if token.device.type != "cpu" or not token.numel():
+        return
+    low, high = (int(value) for value in token.aminmax())
+    if low < 0 or high >= vocabulary_size:
+        raise DataError(
+            f"a batch holds token id {low if low < 0 else high}, but the model knows ids 0 to {vocabulary_size - 1}: "
+            "its tokens were made with another vocabulary; tokenize with the one that the model was trained with"
+        )
 
 
 class EhrConfig(PretrainedConfig):
@@ -59,7 +75,7 @@ class EhrConfig(PretrainedConfig):
         pad_vocab_to_multiple_of: int = 64,
         **kwargs: Any,
     ):
-        if vocab_size < 1 or hidden_size % num_attention_heads:
+        if vocab_size < 1 or num_attention_heads < 1 or hidden_size % num_attention_heads:
             raise ConfigError(
                 f"a model of width {hidden_size} with {num_attention_heads} heads and {vocab_size} tokens cannot be: "
                 "the width must be a multiple of the heads and the vocabulary must not be empty"
@@ -76,6 +92,16 @@ class EhrConfig(PretrainedConfig):
         self.pad_vocab_to_multiple_of = pad_vocab_to_multiple_of
         special = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "tie_word_embeddings": True}
         super().__init__(**(special | kwargs))
+
+
+def check_choices(config: EhrConfig, allowed: Mapping[str, Iterable[str]]) -> None:
+    """Raise ConfigError for a word in a config.json that stands for nothing, and for heads that cannot be turned."""
+    for name, words in allowed.items():
+        if getattr(config, name) not in words:
+            raise ConfigError(f"{name} is {getattr(config, name)!r}; it must be one of {', '.join(words)}")
+    width = config.hidden_size // config.num_attention_heads
+    if config.positions == "rotary" and width % 2:
+        raise ConfigError(f"rotary positions need heads of an even width, and theirs is {width}")
 
 
 class EhrModel(PreTrainedModel):
@@ -207,20 +233,22 @@ class EhrModel(PreTrainedModel):
             T = token_BT.shape[1]
             self._check_position(T - 1)
             position_BT = torch.arange(T, device=token_BT.device).expand(token_BT.shape)
-        # Elsewhere a look at the values would wait for the device, and its embedding kernel checks them itself.
-        if token_BT.device.type == "cpu" and token_BT.numel():
-            self._check_tokens(token_BT)
-            self._check_position(int(position_BT.max()))
+        check_tokens(token_BT, self.config.vocab_size)
+        if position_BT.device.type == "cpu" and position_BT.numel():
+            lowest, highest = (int(value) for value in position_BT.aminmax())
+            if lowest < 0:
+                raise DataError(f"a batch has position {lowest}; positions are counted from 0")
+            self._check_position(highest)
         return position_BT, segment_BT
 
-    def _check_tokens(self, token_BT: Tensor) -> None:
-        V = self.config.vocab_size
-        low, high = (int(value) for value in token_BT.aminmax())
-        if low < 0 or high >= V:
-            raise DataError(
-                f"a batch holds token id {low if low < 0 else high}, but the model knows ids 0 to {V - 1}: its tokens "
-                "were made with another vocabulary; tokenize with the one that the model was trained with"
-            )
+    def layout(
+        self, token_BT: Tensor, segment_BT: Tensor | None, dropout: float, keep_weights: bool | None
+    ) -> layouts.Layout:
+        """Who may see whom; with ``keep_weights`` in the way that leaves the attention weights behind."""
+        if keep_weights:
+            return layouts.keeping_layout(token_BT, segment_BT, self.causal)
+        head_width = self.config.hidden_size // self.config.num_attention_heads
+        return layouts.make_layout(segment_BT, self.causal, head_width, self.training and dropout > 0)
 
     def _check_position(self, highest: int) -> None:
         limit = self.config.max_position_embeddings

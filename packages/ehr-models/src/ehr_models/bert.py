@@ -19,11 +19,10 @@ from transformers import initialization as init
 from transformers.modeling_outputs import MaskedLMOutput
 
 from ehr_models import code_vectors
-from ehr_models.base import EhrConfig, EhrModel, EhrOutput
+from ehr_models.base import EhrConfig, EhrModel, EhrOutput, check_choices
 from ehr_models.bert_settings import BertConfig
 from ehr_models.embeddings import SumEmbeddings
 from ehr_models.encoder import ACTIVATIONS, EncoderBlock
-from ehr_models.layout import make_layout
 from ehr_models.rotary import rotation
 
 POSITIONS = ("learned", "sinusoidal", "rotary", "none")
@@ -32,6 +31,9 @@ STARTS: dict[str, Callable[..., Any]] = {
     "xavier": init.xavier_uniform_,
     "kaiming": init.kaiming_uniform_,
 }
+
+
+CHOICES = {"hidden_act": tuple(ACTIVATIONS), "positions": POSITIONS, "weight_init": ("normal", *STARTS)}
 
 
 class EhrBertConfig(EhrConfig):
@@ -63,6 +65,7 @@ class EhrBertConfig(EhrConfig):
         self.columns = dict(sorted((columns or {}).items()))
         self.type_vocab_size = type_vocab_size
         self.weight_init, self.tied = weight_init, tied
+        check_choices(self, CHOICES)
 
 
 class Head(nn.Module):
@@ -105,23 +108,26 @@ class Bert(EhrModel):
         position_ids: Tensor | None = None,
         segment_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
         **columns: Any,
     ) -> EhrOutput:
         """(B, T) int64 ids to hidden states (B, T, D); columns that the model does not embed are not used.
 
         ``segment_ids`` number the windows in a row, 0 is padding; without them every row is one window, less what
-        ``attention_mask`` (1 and 0) leaves out. Raises DataError for ids, positions or columns that do not fit.
+        ``attention_mask`` (1 and 0) leaves out. ``output_attentions`` asks for the attention weights, at the price of
+        the fast kernels. Raises DataError for ids, positions or columns that do not fit.
         """
         config = self.config
         position_BT, segment_BT = self.prepare(input_ids, position_ids, segment_ids, attention_mask)
         head_width = config.hidden_size // config.num_attention_heads
-        layout = make_layout(segment_BT, False, head_width, self.training and config.attention_dropout > 0)
+        layout = self.layout(input_ids, segment_BT, config.attention_dropout, output_attentions)
         place_BT = self.places(position_BT, columns)
         turn = rotation(place_BT, head_width, config.rotary_base) if config.positions == "rotary" else None
         x_BTD = self.embeddings(input_ids, place_BT, columns)
         for block in self.blocks:
             x_BTD = block(x_BTD, layout, turn)
-        return EhrOutput(last_hidden_state=self.norm(x_BTD), losses={})
+        weights = tuple(layout.weights) if layout.weights is not None else None
+        return EhrOutput(last_hidden_state=self.norm(x_BTD), losses={}, attentions=weights)
 
     def places(self, position_BT: Tensor, columns: dict[str, Any]) -> Tensor:
         """What positions are taken from: the place in the window, or a column."""
@@ -182,13 +188,14 @@ class BertForMaskedLM(Bert):
         self, input_ids: Tensor, *args: Any, labels: Tensor | None = None, **kwargs: Any
     ) -> MaskedLMOutput:
         """Logits (B, T, P); ``labels`` (B, T) are the tokens to predict, and -100 is left out of the loss."""
-        hidden_BTD = super().forward(input_ids, *args, **kwargs).last_hidden_state
+        output = super().forward(input_ids, *args, **kwargs)
+        hidden_BTD = output.last_hidden_state
         assert hidden_BTD is not None
         logits_BTP = self.lm_logits(hidden_BTD)
         loss = None
         if labels is not None:
             loss = functional.cross_entropy(logits_BTP.flatten(0, 1).float(), labels.flatten())
-        return MaskedLMOutput(loss=loss, logits=logits_BTP)
+        return MaskedLMOutput(loss=loss, logits=logits_BTP, attentions=output.attentions)
 
 
 def check(settings: BertConfig) -> None:
@@ -203,17 +210,10 @@ def check(settings: BertConfig) -> None:
     for name, share in (("dropout", s.dropout), ("attention_dropout", s.attention_dropout)):
         if not 0 <= share < 1:
             raise ConfigError(f"model.{name} is {share}; it must be at least 0 and below 1")
-    allowed = {
-        "activation": tuple(ACTIVATIONS),
-        "norm": ("post", "pre"),
-        "positions": POSITIONS,
-        "weight_init": ("normal", *STARTS),
-    }
-    for name, words in allowed.items():
-        if getattr(s, name) not in words:
-            raise ConfigError(f"model.{name} is {getattr(s, name)!r}; it must be one of {', '.join(words)}")
-    if s.positions == "rotary" and s.width // s.num_heads % 2:
-        raise ConfigError(f"rotary positions need an even width of a head, not {s.width // s.num_heads}")
+    if s.norm not in ("post", "pre"):
+        raise ConfigError(f"model.norm is {s.norm!r}; it must be one of post, pre")
+    if not s.epsilon > 0:
+        raise ConfigError(f"model.epsilon is {s.epsilon}; it must be above 0")
 
 
 def make_config(settings: BertConfig, vocabulary_size: int, columns: Sequence[str] = ()) -> EhrBertConfig:

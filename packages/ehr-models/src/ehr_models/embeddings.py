@@ -80,6 +80,11 @@ class SumEmbeddings(nn.Module):
             x_BTE = x_BTE + table(columns[name])
         if self.token_type is not None:
             types_BT = columns.get("token_type_ids")
+            if types_BT is not None and types_BT.device.type == "cpu" and types_BT.numel():
+                low, high = (int(found) for found in types_BT.aminmax())
+                size = self.token_type.num_embeddings
+                if low < 0 or high >= size:
+                    raise DataError(f"token_type_ids go from {low} to {high}, and the model has types 0 to {size - 1}")
             x_BTE = x_BTE + self.token_type(torch.zeros_like(token_BT) if types_BT is None else types_BT)
         if self.position is not None:
             x_BTE = x_BTE + self.position(place_BT.clamp(0, self.position.num_embeddings - 1))

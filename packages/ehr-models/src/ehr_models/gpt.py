@@ -21,12 +21,13 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 
 from ehr_models import moe
-from ehr_models.base import EhrConfig, EhrModel, EhrOutput
+from ehr_models.base import EhrConfig, EhrModel, EhrOutput, check_choices
 from ehr_models.blocks import MLPS, NORMS, Block, Embeddings
 from ehr_models.cache import KVCache
-from ehr_models.layout import make_layout
 from ehr_models.rotary import rotation
 from ehr_models.settings import GPTConfig
+
+CHOICES = {"norm": tuple(NORMS), "mlp": tuple(MLPS), "positions": ("learned", "rotary")}
 
 
 class EhrGPTConfig(EhrConfig):
@@ -58,6 +59,7 @@ class EhrGPTConfig(EhrConfig):
         self.moe_intermediate_size, self.moe_stride = moe_intermediate_size, moe_stride
         self.noisy_router = noisy_router
         self.router_aux_loss_coef, self.router_z_loss_coef = router_aux_loss_coef, router_z_loss_coef
+        check_choices(self, CHOICES)
 
     def has_experts(self, index: int) -> bool:
         """Whether block ``index`` has experts: the last of every ``moe_stride`` blocks."""
@@ -88,22 +90,23 @@ class GPT(EhrModel):
         segment_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         cache: Any = None,
+        output_attentions: bool | None = None,
         **columns: Any,
     ) -> EhrOutput:
         """(B, T) int64 ids to hidden states (B, T, D); of further columns the ``position_column`` is used.
 
         ``segment_ids`` number the windows in a row, 0 is padding; without them every row is one window, less what
         ``attention_mask`` (1 and 0) leaves out. With a ``cache`` (see `ehr_models.cache`) it says what the rows go on
-        from. Raises DataError for ids or positions out of range.
+        from. ``output_attentions`` asks for the attention weights, at the price of the fast kernels. Raises DataError
+        for ids or positions out of range.
         """
         position_BT, segment_BT = self.prepare(input_ids, position_ids, segment_ids, attention_mask)
         config = self.config
         head_width = config.hidden_size // config.num_attention_heads
-        if cache is None:
-            layout = make_layout(segment_BT, True, head_width, self.training and config.dropout > 0)
-            layouts = [layout] * len(self.blocks)
-        else:
-            layouts = cache.layouts()
+        layout = self.layout(input_ids, segment_BT, config.dropout, output_attentions)
+        if cache is not None and output_attentions:
+            raise ConfigError("attention weights are not kept with a cache; ask for them without one")
+        layouts = [layout] * len(self.blocks) if cache is None else cache.layouts()
         turn = None
         if config.positions == "rotary":
             turn = rotation(self.places(position_BT, columns), head_width, config.rotary_base)
@@ -114,7 +117,8 @@ class GPT(EhrModel):
             x_BTD, statistics = block(x_BTD, layout, turn, share_N)
             found.append(statistics)
         losses, metrics = self.routing([part for part in found if part is not None], count)
-        return EhrOutput(last_hidden_state=self.norm(x_BTD), losses=losses, metrics=metrics)
+        weights = tuple(layout.weights) if layout.weights is not None else None
+        return EhrOutput(last_hidden_state=self.norm(x_BTD), losses=losses, metrics=metrics, attentions=weights)
 
     def places(self, position_BT: Tensor, columns: dict[str, Any]) -> Tensor:
         """What rotations are taken from: the place in the window, or a column."""
@@ -157,17 +161,22 @@ class GPTForCausalLM(GPT):
     def forward(  # type: ignore[override]  # another kind of output is what the class is for
         self, input_ids: Tensor, *args: Any, labels: Tensor | None = None, **kwargs: Any
     ) -> CausalLMOutput:
-        """Logits (B, T, P); ``labels`` (B, T) are not shifted yet, and -100 is left out of the loss."""
-        hidden_BTD = super().forward(input_ids, *args, **kwargs).last_hidden_state
+        """Logits (B, T, P); ``labels`` (B, T) are not shifted yet, and -100 is left out of the loss.
+
+        In training the losses of experts are part of the loss.
+        """
+        output = super().forward(input_ids, *args, **kwargs)
+        hidden_BTD = output.last_hidden_state
         assert hidden_BTD is not None
         logits_BTP = self.lm_logits(hidden_BTD)
         loss = None
         if labels is not None:
             loss = functional.cross_entropy(logits_BTP[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
-        return CausalLMOutput(loss=loss, logits=logits_BTP)
+            for value, count in (output.losses or {}).values():
+                loss = loss + value / count
+        return CausalLMOutput(loss=loss, logits=logits_BTP, attentions=output.attentions)
 
 
-CHOICES = {"norm": tuple(NORMS), "mlp": tuple(MLPS), "positions": ("learned", "rotary")}
 SIZES = ("num_layers", "num_heads", "width", "mlp_ratio", "context_length", "stride")
 
 
@@ -181,11 +190,6 @@ def check(settings: GPTConfig, columns: Sequence[str] = ()) -> None:
         raise ConfigError(f"model.dropout is {s.dropout}; it must be at least 0 and below 1")
     if s.width % s.num_heads:
         raise ConfigError(f"model.width is {s.width}; it must be a multiple of model.num_heads, {s.num_heads}")
-    for name, words in CHOICES.items():
-        if getattr(s, name) not in words:
-            raise ConfigError(f"model.{name} is {getattr(s, name)!r}; it must be one of {', '.join(words)}")
-    if s.positions == "rotary" and s.width // s.num_heads % 2:
-        raise ConfigError(f"rotary positions need heads of an even width, and theirs is {s.width // s.num_heads}")
     if s.position_column and s.positions != "rotary":
         raise ConfigError(f"model.position_column={s.position_column} needs model.positions=rotary")
     if s.position_column and s.position_column not in columns:

@@ -112,3 +112,12 @@ class SampleObjective(nn.Module):
 def number_of(label: Tensor) -> Tensor:
     """How many samples, as a scalar like the labels."""
     return label.new_tensor(float(len(label)))
+
+
+def check_binary(name: str, label: Tensor) -> None:
+    """Raise DataError, on CPU, for labels that are neither 0 nor 1.
+
+    Elsewhere a look at the values would wait for the device.
+    """
+    if label.device.type == "cpu" and not ((label == 0) | (label == 1)).all():
+        raise DataError(f"labels of {name} must be 0 or 1, and none may be missing")

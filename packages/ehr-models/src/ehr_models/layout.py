@@ -38,6 +38,8 @@ class Layout:
     """(B, 1, T, T) bool, True where the query (third axis) may see the key (last axis)."""
     blocks: Any = None
     """A ``torch.nn.attention.flex_attention.BlockMask``."""
+    weights: list[Tensor] | None = None
+    """Where each layer leaves its attention weights (B, H, T, T), beside ``mask``; None where nobody asks for them."""
     cache: Any = None
     """A `ehr_models.cache.LayerCache`: it takes the new keys and values, and attends to all it has."""
 
@@ -54,6 +56,12 @@ def make_layout(segment_BT: Tensor | None, causal: bool, head_width: int, dropou
     if segment_BT.device.type == "cuda" and has_flex() and head_width in FLEX_HEAD_WIDTHS and not dropout:
         return Layout(causal, blocks=block_mask(segment_BT, causal))
     return Layout(causal, mask=dense_mask(segment_BT, causal))
+
+
+def keeping_layout(token_BT: Tensor, segment_BT: Tensor | None, causal: bool) -> Layout:
+    """A layout by which every layer keeps its attention weights: slow, and quadratic in memory."""
+    segment_BT = torch.ones_like(token_BT) if segment_BT is None else segment_BT
+    return Layout(causal, mask=dense_mask(segment_BT, causal), weights=[])
 
 
 def _layout_on_cpu(segment_BT: Tensor, causal: bool) -> Layout:

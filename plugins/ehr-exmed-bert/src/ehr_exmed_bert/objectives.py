@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from ehr_core.batch import Batch, Loss
 from ehr_core.errors import ConfigError, DataError
+from ehr_models.heads import check_binary
 from ehr_models.objectives import with_auxiliary
 from ehr_models.objectives.masked import IGNORED, MaskedTokens
 from ehr_models.objectives.masking import windows_of
@@ -30,7 +31,7 @@ def samples_of(hidden_BTD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     if batch.last_N is None:
         raise DataError("the batch does not say where its samples end; the objective needs last_N")
     length_N = batch.position_BT.flatten()[batch.last_N] + 1
-    place_L = torch.arange(int(length_N.max()), device=length_N.device)
+    place_L = torch.arange(int(length_N.max()) if len(length_N) else 0, device=length_N.device)
     inside_NL = place_L < length_N[:, None]
     index_NL = torch.where(inside_NL, (batch.last_N - length_N + 1)[:, None] + place_L, 0)
     return hidden_BTD.flatten(0, 1)[index_NL] * inside_NL[..., None], length_N
@@ -46,7 +47,9 @@ def labels_of(batch: Batch) -> Tensor:
     """(N,) float32. Raises DataError when there are none."""
     if batch.label_N is None:
         raise DataError("the batch has no labels; this objective needs labels=DIR")
-    return batch.label_N.float()
+    label_N = batch.label_N.float()
+    check_binary("ExMed-BERT's endpoints", label_N)
+    return label_N
 
 
 def linear(width: int, out: int) -> nn.Linear:

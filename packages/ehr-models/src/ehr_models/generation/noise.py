@@ -38,13 +38,13 @@ class Gumbel:
         state_R = mix(key_R + (step_R + 1) * GOLDEN)
         x = torch.add(state_R[:, None], self.step_P, out=self.hash_SP[:R])
         y = self.shifted_SP[:R]
-        # SplitMix64's output function without its last line, which does not reach the 24 bits that are used.
+        # SplitMix64's output function without its last line, which does not reach the 23 bits that are used.
         for places, ones, factor in (
             (30, 0x3FFFFFFFF, -4658895280553007687),
             (27, 0x1FFFFFFFFF, -7723592293110705685),
         ):
             torch.bitwise_right_shift(x, places, out=y)
             x.bitwise_xor_(y.bitwise_and_(ones)).mul_(factor)
-        torch.bitwise_right_shift(x, 40, out=y)
-        noise = self.noise_SP[:R].copy_(y.bitwise_and_(0xFFFFFF))
-        return noise.add_(0.5).mul_(2.0**-24).log_().neg_().log_()
+        torch.bitwise_right_shift(x, 41, out=y)
+        noise = self.noise_SP[:R].copy_(y.bitwise_and_(0x7FFFFF))
+        return noise.add_(0.5).mul_(2.0**-23).log_().neg_().log_()  # exact in float32: with one bit more u could be 1

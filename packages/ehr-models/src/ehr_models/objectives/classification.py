@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ehr_models.head_settings import MulticlassConfig, MultilabelConfig, RegressionConfig
-from ehr_models.heads import SampleObjective, number_of
+from ehr_models.heads import SampleObjective, check_binary, number_of
 from ehr_models.settings import ClassificationConfig
 
 
@@ -22,6 +22,7 @@ class Classification(SampleObjective):
     def total(self, output_NO: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
         """Over samples."""
         self.check_labels(label_N, [(len(output_NO),)])
+        check_binary("classification", label_N)
         total = functional.binary_cross_entropy_with_logits(output_NO[:, 0], label_N, reduction="sum")
         return total, number_of(label_N)
 
@@ -76,7 +77,9 @@ class Multilabel(SampleObjective):
         self.check_labels(label_N, [(N, K), *([(N,)] if K == 1 else [])])
         label_NK = label_N.view(N, K)
         known_NK = ~label_NK.isnan()
-        each_NK = functional.binary_cross_entropy_with_logits(output_NO, label_NK.nan_to_num(0.0), reduction="none")
+        label_NK = torch.where(known_NK, label_NK, 0.0)
+        check_binary("multilabel", label_NK)
+        each_NK = functional.binary_cross_entropy_with_logits(output_NO, label_NK, reduction="none")
         return torch.where(known_NK, each_NK, 0.0).sum(), known_NK.sum().float()
 
     def probabilities(self, output_NO: Tensor) -> Tensor:
@@ -98,6 +101,8 @@ class Regression(SampleObjective):
     def total(self, output_NO: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
         """Over samples."""
         self.check_labels(label_N, [(len(output_NO),)])
+        if label_N.device.type == "cpu" and not label_N.isfinite().all():
+            raise DataError("labels of regression must be finite numbers, and none may be missing")
         variance_N = (2 * self.log_sigma).exp().expand_as(label_N)
         total = functional.gaussian_nll_loss(output_NO[:, 0], label_N, variance_N, full=True, reduction="sum")
         return total, number_of(label_N)

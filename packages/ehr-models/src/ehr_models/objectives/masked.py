@@ -16,6 +16,7 @@ from ehr_core.formats.vocabulary import MASK, SPECIALS, Vocabulary
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ehr_models.base import check_tokens
 from ehr_models.bert_settings import MaskedConfig
 from ehr_models.objectives import with_auxiliary
 from ehr_models.objectives.masking import Masked, mask, most_chosen
@@ -74,6 +75,7 @@ class MaskedTokens(nn.Module):
 
     def run(self, model: Any, batch: Batch) -> tuple[Masked, Any]:
         """Hide tokens, and give the rest to the model."""
+        check_tokens(batch.token_BT, model.config.vocab_size)  # the model does not see the hidden ones
         seed = int(torch.randint(2**31, ())) if self.training else FIXED_SEED
         masked = mask(batch, self.settings, seed, self.mask_token, self.specials, model.config.vocab_size)
         return masked, model(**replace(batch, token_BT=masked.token_BT).inputs())

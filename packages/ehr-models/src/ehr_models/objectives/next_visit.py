@@ -23,6 +23,7 @@ from ehr_core.formats.vocabulary import PAD, SPECIALS, Vocabulary
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ehr_models.base import check_tokens
 from ehr_models.head_settings import NextVisitConfig
 from ehr_models.heads import SampleObjective
 from ehr_models.objectives import with_auxiliary
@@ -97,6 +98,7 @@ class NextVisit(SampleObjective):
 
         In evaluation ``average_precision`` is a part: the mean over samples, as BEHRT reports.
         """
+        check_tokens(batch.token_BT, model.config.vocab_size)  # the model does not see those of the asked visit
         question = self.ask(batch)
         output_NK, found = self.outputs(model, question.batch)
         with torch.autocast(output_NK.device.type, enabled=False):

@@ -18,19 +18,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ehr_models.head_settings import SurvivalConfig, TimeToEventConfig
-from ehr_models.heads import SampleObjective, number_of
+from ehr_models.heads import SampleObjective, check_binary, number_of
 
 
 def times(label_N2: Tensor) -> tuple[Tensor, Tensor]:
     """Days and whether the event came, (N,) each. Raises DataError, on CPU, for what cannot be."""
     day_N, event_N = label_N2.unbind(1)
-    if label_N2.device.type == "cpu" and not ((day_N >= 0) & ((event_N == 0) | (event_N == 1))).all():
+    good_N = (day_N >= 0) & day_N.isfinite() & ((event_N == 0) | (event_N == 1))
+    if label_N2.device.type == "cpu" and not good_N.all():
         raise DataError("labels of survival must be pairs of days, at least 0, and 1 (event) or 0 (no event so far)")
     return day_N, event_N > 0
 
 
 def by_horizon(hazard_N: Tensor, label_N: Tensor) -> Tensor:
     """Negative log-likelihood of whether the event came, from the hazard that has added up by the horizon."""
+    check_binary("survival", label_N)
     came_N = -torch.log(-torch.expm1(-hazard_N.clamp_min(1e-12)))
     return (label_N * came_N + (1 - label_N) * hazard_N).sum()
 
@@ -43,6 +45,9 @@ class Survival(SampleObjective):
     response-time model"). Censoring within a bin says nothing about that bin.
     """
 
+    end_K: Tensor
+    """float64 days at which the bins end."""
+
     def __init__(self, settings: SurvivalConfig, width: int):
         if settings.num_bins < 1 or not settings.horizon_days > 0:
             raise ConfigError(
@@ -50,6 +55,9 @@ class Survival(SampleObjective):
                 "there must be at least 1 bin, and a horizon above 0"
             )
         super().__init__(settings, width, settings.num_bins)
+        index_K = torch.arange(1, settings.num_bins + 1, dtype=torch.float64)
+        # Multiplied first and in float64: whole days that are a border must be that very number.
+        self.register_buffer("end_K", index_K * settings.horizon_days / settings.num_bins, persistent=False)
 
     def total(self, output_NO: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
         """Over samples."""
@@ -58,8 +66,9 @@ class Survival(SampleObjective):
         if label_N.ndim == 1:
             return by_horizon(functional.softplus(output_NO).sum(1), label_N), number_of(label_N)
         day_N, event_N = times(label_N)
-        bin_N = day_N * (output_NO.shape[1] / self.settings.horizon_days)
-        survived_N = torch.where(event_N, (bin_N.ceil() - 1).clamp_min(0), bin_N.floor())
+        day_N = day_N.double()
+        ended_N, before_N = (torch.searchsorted(self.end_K, day_N, right=right) for right in (True, False))
+        survived_N = torch.where(event_N, before_N, ended_N)
         index_K = torch.arange(output_NO.shape[1], device=output_NO.device)
         asked_NK = (index_K < survived_N[:, None]) | (event_N[:, None] & (index_K == survived_N[:, None]))
         target_NK = (index_K == survived_N[:, None]).float()
