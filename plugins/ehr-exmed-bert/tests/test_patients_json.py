@@ -111,6 +111,20 @@ def test_metadata_says_which_subject_is_which_patient(provide):
     assert json.loads((meds / "metadata" / "dataset.json").read_text())["meds_version"] == "0.4.1"
 
 
+def test_a_misspelt_key_is_refused_and_any_other_unknown_one_counted_and_said_once(provide, capsys):
+    entry = {"code": "I10", "date": "2020-01-15"}
+    with pytest.raises(DataError, match="patient 1: there is no key 'diagnosis'; did you mean diagnoses"):
+        provide([{"patient_id": 1, "diagnosis": [entry]}])
+    capsys.readouterr()
+    # patient_zip looks like patient_id, which is there: so it is something else.
+    many = [{"patient_id": k, "diagnoses": [entry], "medications": [entry], "patient_zip": 1} for k in range(3)]
+    assert len(rows(provide([*many, {"patient_id": 9, "diagnoses": [entry], "medications": []}]))) == 4
+    said = [line for line in capsys.readouterr().err.splitlines() if "unknown keys" in line]
+    assert said == ["patients_json: 2 unknown keys ignored: medications (4 patients), patient_zip (3 patients)"]
+    provide(FLAT + NESTED["patients"])
+    assert "unknown keys" not in capsys.readouterr().err
+
+
 def test_splits_are_by_subject_and_do_not_depend_on_order_or_batches(provide):
     many = [patient(index, 2) for index in range(300)]
     shares = {"train": 0.6, "tuning": 0.2, "held_out": 0.2}
@@ -164,6 +178,8 @@ def test_shards_are_sorted_and_bounded(provide):
         ({"birth_year": 50}, "birth_year is not a year"),
         ({"birth_date": "secret"}, "birth_date is not YYYYMMDD"),
         ({"sex": ["F"]}, "patient 2: sex or gender must be a single value"),
+        ({"Sex": "F"}, "patient 2: there is no key 'Sex'; did you mean sex?"),
+        ({"prescription_date": []}, "there is no key 'prescription_date'; did you mean prescription_dates?"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_number_of_the_patient_and_without_content(provide, change, message):

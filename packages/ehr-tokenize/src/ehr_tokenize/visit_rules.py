@@ -104,8 +104,8 @@ def _stays(
 def shorten(code: str, settings: VisitsConfig) -> str:
     """A code at the level that the settings ask for: ``DIAGNOSIS//ICD10CM//E11.65`` to ``DIAGNOSIS//ICD10CM//E11``.
 
-    ICD diagnoses and ATC codes stand behind the name of their system. What is behind them, such as ``//PRIMARY``, and all
-    other codes stay as they are.
+    ICD diagnoses and ATC codes stand behind the name of their system. What is behind them, such as ``//PRIMARY``, and
+    all other codes stay as they are.
     """
     parts = code.split("//")
     marks = [re.sub(r"[^A-Z0-9]", "", part.upper()) for part in parts]
@@ -121,8 +121,8 @@ def shorten(code: str, settings: VisitsConfig) -> str:
 
 
 def _find_code(marks: list[str]) -> tuple[str, int]:
-    """``ATC``, ``10`` or ``9`` and the place of the code behind the system's name, as in ``[..., "ICD10CM", code, ...]``
-    or ``[..., "ICD", "10", code, ...]``; nothing for any other system."""
+    """``ATC``, ``10`` or ``9``, and the place of the code behind the system's name, as in ``["ICD10CM", code]`` or
+    ``["ICD", "10", code]``; nothing for any other system."""
     for index, mark in enumerate(marks):
         if mark == "ATC" or mark in ICD10 or mark in ICD9:
             return "ATC" if mark == "ATC" else "10" if mark in ICD10 else "9", index + 1

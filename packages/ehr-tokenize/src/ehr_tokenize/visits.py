@@ -117,7 +117,7 @@ class Visits:
         return found
 
     def _useless_mapping(self, codes: Counter[str]) -> ConfigError:
-        """The error when no key is a code of train, with a code in which a key stands, or else the most frequent one."""
+        """The error when no key is a code of train. Its example is a code with a key in it, else the most frequent."""
         keys = self._known_mapping()
         often = sorted(codes, key=lambda code: (-codes[code], code))
         example = next((code for code in often if not keys.keys().isdisjoint(code.split("//"))), often[0])
@@ -184,8 +184,10 @@ class Visits:
         return Summary(codes, statics, int(kept.first_K.sum()), int(kept.sep_K.sum()), mapped)
 
     def fit(self, summaries: Iterable[Summary]) -> None:
-        """Fit vocabulary, sexes and regions. Raises DataError when train has no event to make a token of, and ConfigError
-        when the mapping names none of its codes."""
+        """Fit vocabulary, sexes and regions.
+
+        Raises DataError when train has no event to make a token of, ConfigError when the mapping names no code of it.
+        """
         codes: Counter[str] = Counter()
         statics: dict[str, Counter[str]] = {kind: Counter() for kind in STATICS}
         special: Counter[str] = Counter()

@@ -15,8 +15,11 @@ whole number is kept as subject id; any other ``patient_id`` becomes a hash of 6
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
+import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -47,6 +50,12 @@ STATICS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("GENDER", ("sex", "gender")),
     ("REGION", ("patient_state", "state", "region")),
 )
+BIRTHS = ("birth_date", "birth_year")
+KEYS = frozenset({
+    "patient_id", *BIRTHS, *(name for _, names in STATICS for name in names),
+    *(name for _, names, dates in EVENTS for name in (*names, dates)),
+})  # fmt: skip
+"""What a patient may have. Others are ignored and counted, or refused when they look like one of these."""
 BIRTH = "MEDS_BIRTH"
 SCHEMA: dict[str, Any] = {
     "subject_id": pl.Int64,
@@ -86,6 +95,7 @@ class PatientsJson:
             raise ConfigError(f"source.shard_subjects is {settings.shard_subjects}; it must be at least 1")
         self.settings = settings
         self.path = Path(settings.path)
+        self._ignored: Counter[str] = Counter()
 
     def fingerprint(self) -> Mapping[str, str]:
         """sha256 of the file."""
@@ -101,6 +111,7 @@ class PatientsJson:
     def provide(self, output: Path, executor: Executor) -> Path:
         """Fill ``output`` with the dataset. Raises DataError or FormatError that names a patient by its number."""
         self._refuse_folder()
+        self._ignored.clear()
         ids: dict[int, str] = {}
         splits: list[np.ndarray] = []
         codes: set[str] = set()
@@ -119,6 +130,9 @@ class PatientsJson:
                     self._write(output, split, written, part)
             bar.update(len(subjects))
         bar.close()
+        if self._ignored:
+            often = ", ".join(f"{key} ({number:,} patients)" for key, number in self._ignored.most_common(10))
+            print(f"patients_json: {len(self._ignored)} unknown keys ignored: {often}", file=sys.stderr)
         if not ids:
             raise DataError(f"{self.path} has no patient")
         for split in SPLITS:
@@ -138,6 +152,7 @@ class PatientsJson:
                 if subject in ids:
                     raise DataError(f"{where}: an earlier patient has the same patient_id")
                 ids[subject] = name
+                self._ignored.update(unknown_keys(patient, where))
                 read_patient(patient, subject, rows, where)
                 subjects.append(subject)
             yield rows, subjects
@@ -166,6 +181,15 @@ def subject_of(patient: Mapping[str, Any], where: str) -> tuple[int, str]:
     return int.from_bytes(hashlib.blake2b(found.encode(), digest_size=8).digest(), "little") >> 1, found
 
 
+def unknown_keys(patient: Mapping[str, Any], where: str) -> list[str]:
+    """Keys of a patient that are not read. Raises DataError for one that looks like a known key that is missing."""
+    unknown = sorted(patient.keys() - KEYS)
+    for key in unknown:
+        if near := difflib.get_close_matches(key.lower(), sorted(KEYS - patient.keys()), n=1, cutoff=0.85):
+            raise DataError(f"{where}: there is no key {key!r}; did you mean {near[0]}?")
+    return unknown
+
+
 def read_patient(patient: Mapping[str, Any], subject: int, rows: Rows, where: str) -> None:
     """Add a patient's events to the rows. Raises DataError that says which entry is wrong, without its content."""
     for prefix, names in STATICS:
@@ -174,7 +198,7 @@ def read_patient(patient: Mapping[str, Any], subject: int, rows: Rows, where: st
             raise DataError(f"{where}: {' or '.join(names)} must be a single value")
         if value is not None:
             rows.add(subject, None, f"{prefix}//{value}")
-    for name in ("birth_date", "birth_year"):
+    for name in BIRTHS:
         if patient.get(name) is not None:
             time = _birth(patient[name], name)
             if time is None:
