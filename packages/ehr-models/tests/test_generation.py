@@ -212,14 +212,33 @@ def test_a_prompt_that_does_not_fit_is_one_clear_error(model, change, error, wor
     ({"draws": 0}, "at least 1"),
     ({"temperature": 0.0}, "temperature is 0.0"),
     ({"top_p": 0.0}, "top_p is 0.0"),
+    ({"temperature": np.inf}, "temperature is inf"),
     ({"horizon_days": -1.0}, "horizon_days is -1.0"),
+    ({"horizon_days": np.inf}, "horizon_days is inf; it must be above 0 and at most 10,000,000, or null"),
+    ({"horizon_days": np.nan}, "horizon_days is nan"),
+    ({"horizon_days": 1e12}, "horizon_days is 1000000000000.0"),
+    ({"intervals": {"1h": np.nan}}, "'1h' stands for nan seconds; give a number from 0 to 10,000,000 days"),
+    ({"intervals": {"1h": np.inf}}, "'1h' stands for inf seconds"),
+    ({"intervals": {"1h": -5.0}}, "'1h' stands for -5.0 seconds"),
+    ({"seed": 2**63}, "seed is 9223372036854775808; it must fit into 64 bits"),
+    ({"seed": -(2**63) - 1}, "seed is -9223372036854775809"),
     ({"window": 25}, "window is 25; the model has positions 0 to 23"),
     ({"stop_tokens": ["DEATH"]}, "no 'DEATH'"),
     ({"horizon_days": 1.0, "intervals": {}}, "needs interval tokens"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_are_one_clear_error(model, settings, words):
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=words) as raised:
         engine(model, **settings)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**63 - 1])
+def test_settings_at_their_limits_draw(model, seed):
+    longest = 1e7
+    made = engine(model, {"1h": longest * 86_400}, horizon_days=longest, seed=seed, max_new_tokens=40, never=["code"])
+    found = drawn(made, prompts(5))
+    assert {reason for _, reason, _ in found.values()} <= {"horizon", "stop_token", "budget"}
+    assert all(seconds >= 0 for _, _, seconds in found.values())
 
 
 def test_another_vocabulary_and_other_models_are_refused(model):

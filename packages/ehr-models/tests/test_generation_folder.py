@@ -1,16 +1,20 @@
+import dataclasses
 import itertools
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ehr_core.errors import FormatError
+from ehr_core.errors import DataError, FormatError
 from ehr_core.formats.vocabulary import Token, Vocabulary
+from ehr_models.adapter_settings import AdapterConfig
+from ehr_models.adapters import wrap
 from ehr_models.generation import folder as folders
 from ehr_models.generation.engine import Engine, interval_seconds
 from ehr_models.generation.folder import generate_into, read
 from ehr_models.generation.rows import Prompt
 from ehr_models.generation.settings import GenerationConfig
+from peft.tuners.lora import LoraLayer
 
 VOCABULARY = Vocabulary.build([Token(f"CODE//{index}", "code") for index in range(93)])
 
@@ -64,12 +68,51 @@ def test_work_goes_on_after_a_kill_and_gives_the_same(model, prompts, tmp_path):
     assert drawn == 18 - 3 * len(before)
 
 
-def test_a_finished_folder_is_not_drawn_again_and_a_prompt_given_twice_is_drawn_once(model, prompts, tmp_path):
-    generate_into(tmp_path, engine(model), [*prompts, *prompts])
-    assert len(read(tmp_path)) == 18
+def test_a_finished_folder_is_not_drawn_again(model, prompts, tmp_path):
+    generate_into(tmp_path, engine(model), prompts)
     files = folders.parts(tmp_path)
     generate_into(tmp_path, engine(model, rows=64), prompts)
+    generate_into(tmp_path, engine(model), [dataclasses.replace(p, tokens=p.tokens.tolist()) for p in prompts])
     assert folders.parts(tmp_path) == files
+
+
+@pytest.mark.parametrize("tokens", [slice(None), slice(1, None)])
+def test_two_prompts_of_one_subject_and_time_are_refused(model, prompts, tmp_path, tokens):
+    again = dataclasses.replace(prompts[1], tokens=prompts[1].tokens[tokens])
+    with pytest.raises(DataError, match="prompt 3 has the subject and time of an earlier one") as raised:
+        generate_into(tmp_path, engine(model), [*prompts[:3], again])
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("change", [{"tokens": np.arange(7, 16)}, {"prefix": 1}])
+def test_a_prompt_that_differs_from_what_was_drawn_from_is_refused(model, prompts, tmp_path, change):
+    generate_into(tmp_path, engine(model), prompts)
+    before = read(tmp_path)
+    with pytest.raises(FormatError, match="for the subject and time of prompt 2 from other tokens") as raised:
+        generate_into(tmp_path, engine(model), [*prompts[:2], dataclasses.replace(prompts[2], **change)])
+    assert "\n" not in str(raised.value)
+    assert read(tmp_path).equals(before)
+
+
+def test_a_lost_part_is_drawn_again_and_no_other_is_overwritten(model, prompts, tmp_path):
+    generate_into(tmp_path, engine(model), prompts, part_rows=3)
+    whole, files = read(tmp_path), folders.parts(tmp_path)
+    assert len(files) == 6
+    files.pop(0).unlink()
+    kept = [path.read_bytes() for path in files]
+    generate_into(tmp_path, engine(model), prompts, part_rows=3)
+    assert [path.read_bytes() for path in files] == kept
+    assert read(tmp_path).equals(whole)
+
+
+def test_a_part_with_other_columns_is_one_clear_error(model, prompts, tmp_path):
+    generate_into(tmp_path, engine(model), prompts)
+    (path,) = folders.parts(tmp_path)
+    pq.write_table(pq.read_table(path).drop_columns("prompt"), path)
+    for use in (read, lambda folder: generate_into(folder, engine(model), prompts)):
+        with pytest.raises(FormatError, match="no trajectories with the columns") as raised:
+            use(tmp_path)
+        assert "\n" not in str(raised.value)
 
 
 def test_a_folder_of_other_settings_or_weights_is_refused(model, prompts, tmp_path):
@@ -80,6 +123,72 @@ def test_a_folder_of_other_settings_or_weights_is_refused(model, prompts, tmp_pa
         model.norm.weight[0] += 1
     with pytest.raises(FormatError, match="begun with other weights"):
         generate_into(tmp_path, engine(model), prompts)
+
+
+@pytest.fixture
+def adapted(model):
+    """A network with adapters one and two, each with a token table of its own; one is in use."""
+    for name in ("one", "two"):
+        model = wrap(model, AdapterConfig(dora=name == "two", embeddings=True), name=name)
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if "lora_" in key or "modules_to_save" in key:
+                weight.add_(torch.randn_like(weight))
+    model.set_adapter("one")
+    return model
+
+
+def test_a_folder_of_another_adapter_in_use_is_refused(adapted, prompts, tmp_path):
+    generate_into(tmp_path, engine(adapted), prompts[:1])
+    adapted.set_adapter("two")
+    with pytest.raises(FormatError, match="begun with other adapters, weights"):
+        generate_into(tmp_path, engine(adapted), prompts)
+    with adapted.disable_adapter(), pytest.raises(FormatError, match="begun with other adapters, weights"):
+        generate_into(tmp_path, engine(adapted), prompts)
+    adapted.set_adapter("one")
+    generate_into(tmp_path, engine(adapted), prompts)
+    assert len(read(tmp_path)) == 18
+
+
+def scaled(model):
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.set_scale("one", 3.0)
+
+
+def tensors(*words):
+    """Changes all tensors that have these words in their names."""
+
+    def change(model):
+        found = [value for key, value in model.state_dict().items() if all(word in key for word in words)]
+        assert found
+        for value in found:
+            value.add_(1)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        (tensors("lora_A.one."), True),
+        (tensors("modules_to_save.one."), True),
+        (tensors("norm"), True),
+        (scaled, True),
+        (tensors("lora_A.two."), False),
+        (tensors("lora_magnitude_vector.two."), False),
+        (tensors("modules_to_save.two."), False),
+        (lambda model: model.delete_adapter("two"), False),
+    ],
+)
+def test_what_acts_decides_and_idle_adapters_do_not(adapted, prompts, tmp_path, change, counts):
+    generate_into(tmp_path, engine(adapted), prompts[:1])
+    change(adapted)
+    if counts:
+        with pytest.raises(FormatError, match="begun with other weights"):
+            generate_into(tmp_path, engine(adapted), prompts)
+    else:
+        generate_into(tmp_path, engine(adapted), prompts)
 
 
 def test_nothing_of_a_subject_is_printed(model, prompts, tmp_path, capsys, caplog):

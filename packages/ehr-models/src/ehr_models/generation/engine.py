@@ -26,7 +26,7 @@ from torch import Tensor
 from ehr_models.generation.noise import draw_keys
 from ehr_models.generation.rows import US, Prompt, Rows, Rules, Trajectory, Under, check_prompt
 from ehr_models.generation.sampling import Sampler, check, never_drawn, stop_ids
-from ehr_models.generation.settings import GenerationConfig
+from ehr_models.generation.settings import LONGEST_DAYS, GenerationConfig
 
 DAY_US = 86_400 * US
 FOREVER = 1 << 62
@@ -92,6 +92,11 @@ class Engine:
         for name, seconds in self.intervals.items():
             if name not in self.vocabulary.ids:
                 raise FormatError(f"interval estimates name {name!r}, which the vocabulary does not have")
+            if not 0 <= seconds * US <= LONGEST_DAYS * DAY_US:
+                raise ConfigError(
+                    f"the interval token {name!r} stands for {seconds} seconds; give a number from 0 to "
+                    f"{LONGEST_DAYS:,} days"
+                )
             interval_P[self.vocabulary[name]] = round(seconds * US)
         horizon = FOREVER
         if settings.horizon_days is not None:

@@ -1,19 +1,26 @@
 """Trajectories in a folder: written as they come, and gone on with after a kill.
 
 FOLDER/generation.json    what decides the trajectories: settings, vocabulary, intervals, weights
-FOLDER/part-N.parquet     subject_id, prediction_time, draw, tokens, stop_reason, elapsed_seconds; whole prompts only
+FOLDER/part-N.parquet     subject_id, prediction_time, draw, tokens, stop_reason, elapsed_seconds, prompt; whole prompts
+
+``prompt`` is a digest of the tokens that a trajectory goes on from.
 """
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ehr_core.errors import FormatError
+from ehr_core.errors import DataError, FormatError
 from ehr_core.formats.folder import digest_of, read_json, write_json
 from ehr_core.formats.tables import read_table
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 
 from ehr_models.digest import weights_digest
 from ehr_models.generation.engine import Engine
@@ -27,73 +34,127 @@ SCHEMA = pa.schema(
         ("tokens", pa.list_(pa.int32())),
         ("stop_reason", pa.string()),
         ("elapsed_seconds", pa.float64()),
+        ("prompt", pa.string()),
     ]
 )
 FACTS = "generation.json"
+ADAPTED: Any = (BaseTunerLayer, ModulesToSaveWrapper)
+"""Layers of peft: those with adapters, and those that adapters have a copy of."""
 Key = tuple[int, int]
 
 
 def generate_into(folder: Path, engine: Engine, prompts: Iterable[Prompt], part_rows: int = 4096) -> None:
     """Draw what the folder does not have yet of these prompts, at least ``part_rows`` trajectories a file.
 
-    Raises FormatError when the folder was begun with other settings, another vocabulary or other weights.
+    Raises FormatError when the folder was begun with other settings, vocabulary, weights or adapters in use, or has
+    trajectories from other tokens; DataError for a second prompt of the same subject and time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, engine)
-    done = finished(folder)
+    asked: dict[Key, str] = {}
     waiting: dict[Key, list[Trajectory]] = {}
     full: list[Trajectory] = []
-    for one in engine.generate(_left(prompts, done)):
+    for one in engine.generate(_left(prompts, finished(folder), asked, folder)):
         key = (one.subject_id, one.time)
         waiting.setdefault(key, []).append(one)
         if len(waiting[key]) == engine.settings.draws:
             full += sorted(waiting.pop(key), key=lambda found: found.draw)
         if len(full) >= part_rows:
-            _write(folder, full)
+            _write(folder, full, asked)
             full = []
     if full:
-        _write(folder, full)
+        _write(folder, full, asked)
 
 
 def read(folder: Path) -> pa.Table:
     """All trajectories of a folder, ordered by subject, time and draw. Raises FormatError for a damaged file."""
-    tables = [read_table(path).cast(SCHEMA) for path in parts(folder)]
+    tables = [_read(path) for path in parts(folder)]
     table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
     return table.sort_by([(name, "ascending") for name in ("subject_id", "prediction_time", "draw")])
 
 
 def parts(folder: Path) -> list[Path]:
     """Files with trajectories, in the order in which they were written."""
-    return sorted(folder.glob("part-*.parquet"))
+    return sorted((path for path in folder.glob("part-*.parquet") if path.stem[5:].isdigit()), key=_number)
 
 
-def finished(folder: Path) -> set[Key]:
-    """Prompts, as (subject, microseconds), that have all their draws in the folder."""
-    found: set[Key] = set()
+def finished(folder: Path) -> dict[Key, str]:
+    """Prompts, as (subject, microseconds), that have all their draws in the folder, and their digests."""
+    found: dict[Key, str] = {}
     for path in parts(folder):
-        table = read_table(path)
-        time_N = table["prediction_time"].cast(pa.int64()).to_numpy()
-        found.update(zip(table["subject_id"].to_pylist(), time_N.tolist(), strict=True))
+        table = _read(path)
+        time_N = table["prediction_time"].cast(pa.int64()).to_pylist()
+        keys = zip(table["subject_id"].to_pylist(), time_N, strict=True)
+        found.update(zip(keys, table["prompt"].to_pylist(), strict=True))
     return found
 
 
-def _left(prompts: Iterable[Prompt], done: set[Key]) -> Iterator[Prompt]:
-    """Prompts that are not done, each once."""
-    for prompt in prompts:
+def acting(model: Any) -> tuple[list[str], str]:
+    """Adapters in use, and a digest of the tensors that decide the output: those of idle adapters are left out."""
+    scales: set[tuple[str, str, float]] = set()
+    idle: set[str] = set()
+    for path, layer in model.named_modules():
+        if not isinstance(layer, ADAPTED):
+            continue
+        active = [layer.active_adapter] if isinstance(layer.active_adapter, str) else layer.active_adapter
+        own = getattr(layer, "adapter_layer_names", ("modules_to_save",))
+        for key in layer.state_dict():
+            part, _, rest = key.partition(".")
+            name = rest.partition(".")[0]
+            if part not in own:
+                continue
+            if layer.disable_adapters or name not in active:
+                idle.add(f"{path}.{key}")
+            else:
+                scales.add((path, name, float(getattr(layer, "scaling", {}).get(name, 1.0))))
+    return sorted({name for _, name, _ in scales}), digest_of([weights_digest(model, idle), sorted(scales)])
+
+
+def _left(prompts: Iterable[Prompt], done: dict[Key, str], asked: dict[Key, str], folder: Path) -> Iterator[Prompt]:
+    """Prompts that are not done; ``asked`` gets the digests of all."""
+    for number, prompt in enumerate(prompts):
         key = (prompt.subject_id, prompt.time)
+        if key in asked:
+            raise DataError(f"prompt {number} has the subject and time of an earlier one; give each of them once")
+        asked[key] = _digest(prompt)
         if key not in done:
-            done.add(key)
             yield prompt
+        elif done[key] != asked[key]:
+            raise FormatError(
+                f"{folder} has trajectories for the subject and time of prompt {number} from other tokens or "
+                "another static prefix; give another folder, or remove it to draw anew"
+            )
 
 
-def _write(folder: Path, found: list[Trajectory]) -> None:
-    """Write one more file; it is there whole or not at all."""
+def _digest(prompt: Prompt) -> str:
+    tokens = np.asarray(prompt.tokens)
+    return hashlib.sha256(f"{prompt.prefix} {tokens.tolist()}".encode()).hexdigest()[:16]
+
+
+def _number(path: Path) -> int:
+    return int(path.stem[5:])
+
+
+def _read(path: Path) -> pa.Table:
+    table = read_table(path)
+    try:
+        return table.cast(SCHEMA)
+    except (pa.ArrowException, ValueError) as error:
+        raise FormatError(
+            f"{path} has no trajectories with the columns {', '.join(SCHEMA.names)}; remove it to draw anew"
+        ) from error
+
+
+def _write(folder: Path, found: list[Trajectory], asked: dict[Key, str]) -> None:
+    """Write one more file, behind all that are there; it is there whole or not at all."""
     names = ("subject_id", "time", "draw", "tokens", "stop_reason", "seconds")
     columns = [[getattr(one, name) for one in found] for name in names]
+    columns.append([asked[one.subject_id, one.time] for one in found])
     table = pa.Table.from_arrays(
         [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
     )
-    path = folder / f"part-{len(parts(folder)):06d}.parquet"
+    number = max(map(_number, parts(folder)), default=-1) + 1
+    path = folder / f"part-{number:06d}.parquet"
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         pq.write_table(table, file)
@@ -106,11 +167,13 @@ def _claim(folder: Path, engine: Engine) -> None:
     """Say what the folder's trajectories are drawn from, or see that it is still the same."""
     settings = dataclasses.asdict(engine.settings)
     del settings["rows"]  # it decides nothing about the result
+    adapters, weights = acting(engine.model)
     facts = {
         "settings": settings,
         "vocabulary": engine.vocabulary.digest,
         "intervals": digest_of(engine.intervals),
-        "weights": weights_digest(engine.model),
+        "adapters": adapters,
+        "weights": weights,
     }
     if not (folder / FACTS).exists():
         write_json(folder / FACTS, facts)

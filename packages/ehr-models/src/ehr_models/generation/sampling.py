@@ -3,6 +3,7 @@
 Shapes: R rows, P logits a row (V padded), N draws.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -11,7 +12,7 @@ from ehr_core.formats.vocabulary import Vocabulary
 from torch import Tensor
 
 from ehr_models.generation.noise import Gumbel
-from ehr_models.generation.settings import GenerationConfig
+from ehr_models.generation.settings import LONGEST_DAYS, GenerationConfig
 
 
 def stop_ids(settings: GenerationConfig, vocabulary: Vocabulary) -> list[int]:
@@ -38,15 +39,20 @@ def check(settings: GenerationConfig) -> None:
     """Raise ConfigError for settings that cannot be."""
     if min(settings.draws, settings.rows, settings.max_new_tokens) < 1:
         raise ConfigError("generation: draws, rows and max_new_tokens must be at least 1")
-    if not settings.temperature > 0:
-        raise ConfigError(f"generation.temperature is {settings.temperature}; it must be above 0")
+    if not 0 < settings.temperature < math.inf:
+        raise ConfigError(f"generation.temperature is {settings.temperature}; it must be a number above 0")
     if settings.top_k < 0 or not 0 < settings.top_p <= 1:
         raise ConfigError(
             f"generation: top_k is {settings.top_k} and top_p is {settings.top_p}; "
             "top_k must be at least 0 (0: all) and top_p above 0 and at most 1 (1: all)"
         )
-    if settings.horizon_days is not None and not settings.horizon_days > 0:
-        raise ConfigError(f"generation.horizon_days is {settings.horizon_days}; it must be above 0, or null for none")
+    if settings.horizon_days is not None and not 0 < settings.horizon_days <= LONGEST_DAYS:
+        raise ConfigError(
+            f"generation.horizon_days is {settings.horizon_days}; it must be above 0 and at most {LONGEST_DAYS:,}, "
+            "or null for none"
+        )
+    if not -(2**63) <= settings.seed < 2**63:
+        raise ConfigError(f"generation.seed is {settings.seed}; it must fit into 64 bits: -2**63 to 2**63 - 1")
 
 
 class Sampler:

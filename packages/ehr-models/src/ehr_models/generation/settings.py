@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+LONGEST_DAYS = 10_000_000
+"""Sums of a few times that many microseconds fit into int64."""
+
 
 @dataclass
 class GenerationConfig:
