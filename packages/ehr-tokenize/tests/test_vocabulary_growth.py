@@ -111,6 +111,17 @@ def labs(*numbers):
     ]
 
 
+def test_codes_that_top_codes_left_out_are_counted_on_another_site(site, capsys):
+    old = site("old", labs(8, 4, 0), "+tokenizer.top_codes={LAB//: 1}", "tokenizer.min_count=2")
+    capsys.readouterr()
+    new = site("new", labs(2, 5, 3), f"fitted={old}")
+    assert content(new)["coverage"]["train"]["LAB"] == {
+        **{"events": 10, "codes": 3, "unk_events": 3, "unk_codes": 1, "left_out_events": 5}
+    }
+    assert "left_out_events" not in content(new)["coverage"]["tuning"].get("(other)", {})
+    assert "UNK 41.67% and left out 41.67% of events" in capsys.readouterr().out  # ADMIT of the other splits is new
+
+
 def test_growth_takes_in_the_codes_that_the_old_site_left_out(site, world):
     old = site("old", labs(8, 4, 0), "+tokenizer.top_codes={LAB//: 1}", "tokenizer.min_count=2")
     assert state(old)["dropped"] == ["LAB//B"]

@@ -12,6 +12,7 @@ from ehr_core.formats.tokens import TokenStore
 from ehr_core.testing.tiny import write_events
 from ehr_geneformer.plugin import RankValueConfig
 from ehr_geneformer.tokenizer import RankValue
+from ehr_tokenize import coverage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -186,6 +187,28 @@ def test_from_the_command_line_the_manifest_does_not_take_a_gene_for_unk(tmp_pat
     store = TokenStore(tmp_path / "store")
     assert next(store.tables("train")).token.tolist() == [2, 3, 4]
     assert store.manifest.content["splits"]["train"]["unk"] == 0
+
+
+def test_events_that_a_vocabulary_without_unk_leaves_out_are_reported_as_unknown(tmp_path, capsys):
+    events = [("A", 1.0), ("B", 1.0), ("LAB//MG", 1.0), ("LAB//MG", 2.0), ("LAB//MG", None), ("LAB//K", 0.0)]
+    for split, subject in (("train", 1), ("tuning", 2), ("held_out", 3)):
+        rows = [(subject, datetime(2020, 1, 1), code, value) for code, value in [*events, *[("LAB//MG", 3.0)] * 4]]
+        write_events(tmp_path / "meds" / "data" / split / "0.parquet", rows)
+    (tmp_path / "vocab.txt").write_text("<pad>\n<mask>\nA\nB\nC\n")
+    arguments = ["source=meds", f"source.path={tmp_path}/meds", "tokenizer=rank_value", f"output={tmp_path}/store"]
+    run("ehr-tokenize", "tokenize", [*arguments, f"tokenizer.vocabulary={tmp_path}/vocab.txt"])
+    content = TokenStore(tmp_path / "store").manifest.content
+    # What has no number, or 0, is no token for a known code either.
+    assert content["coverage"]["train"]["LAB"] == {"events": 8, "unk_events": 6, "codes": 2, "unk_codes": 1}
+    assert "UNK 60.00% of events" in capsys.readouterr().out  # 18 of 30
+
+
+def test_a_published_code_without_a_median_is_reported_as_unknown(fitted, frame, tmp_path):
+    (tmp_path / "vocab.txt").write_text("<pad>\n<mask>\nA\nB\nOTHER\n")
+    tokenizer = fitted(vocabulary=str(tmp_path / "vocab.txt"))
+    rows = frame([(7, DAY, "A", 1.0), (7, DAY, "OTHER", 9.0), (7, DAY, "OTHER", 8.0)])
+    found = coverage.code_events(rows, tokenizer, coverage.known_codes(tokenizer.vocabulary))
+    assert found == {"A": (1, 0), "OTHER": (2, 2)}
 
 
 # -- any records

@@ -228,9 +228,14 @@ def _report(content: dict[str, Any], output: Path, seconds: float) -> None:
     total: Counter[str] = Counter()
     for counts in content["splits"].values():
         total.update(counts)
-    share = total["unk"] / max(total["events"], 1)
+    known: Counter[str] = Counter()
+    for counts in content["coverage"]["all"].values():
+        known.update(counts)
+    shares = f"UNK {known['unk_events'] / max(known['events'], 1):.2%}"
+    if known["left_out_events"]:
+        shares += f" and left out {known['left_out_events'] / known['events']:.2%}"
     print(f"{total['events']:,} events of {total['subjects']:,} subjects -> {total['tokens']:,} tokens in {output}")
-    print(f"vocabulary {content['vocabulary_size']:,}, UNK {share:.2%} of events, {seconds:.1f} s")
+    print(f"vocabulary {content['vocabulary_size']:,}, {shares} of events, {seconds:.1f} s")
     odd: Counter[str] = Counter({"non_finite": total["non_finite"]})
     for counts in content["treated"].values():
         odd.update(counts)

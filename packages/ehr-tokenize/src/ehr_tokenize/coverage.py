@@ -1,9 +1,10 @@
 """Which codes a fitted tokenizer does not know: share of events and of codes that became UNK, by prefix of the code.
 
-The tokenizer itself is asked. One for which a code needs company, such as an admission before it, has a method
-``unknown_events(events) -> {code: events that become UNK}``. For any other, a shard's codes that no token names are
-encoded once more, each as the only event of a made-up subject; those whose tokens have an UNK are unknown. So a code
-that is put together from known pieces is covered, and one that a tokenizer leaves out on purpose is not reported.
+The tokenizer itself is asked. One for which a code needs company, such as an admission before it, or that may have no
+UNK to show for it, has a method ``unknown_events(events) -> {code: events that are unknown}``. For any other, a shard's
+codes that no token names are encoded once more, each as the only event of a made-up subject; those whose tokens have an
+UNK are unknown. So a code that is put together from known pieces is covered. One that a tokenizer leaves out on purpose
+is not unknown; a tokenizer with a method ``left_out(events) -> subjects with such an event`` has it counted apart.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import zip_longest
 
 import numpy as np
 import polars as pl
@@ -24,8 +26,8 @@ LEAST = 5
 """A prefix with fewer events is not named: it may be a free text about one person."""
 WHEN = datetime(2000, 1, 1)
 
-Codes = dict[str, tuple[int, int]]
-"""Code to its events, and how many of these became UNK."""
+Codes = dict[str, tuple[int, ...]]
+"""Code to its events, how many of these became UNK and, where there are any, how many were left out on purpose."""
 
 
 def unk_id(vocabulary: Vocabulary) -> int:
@@ -47,17 +49,16 @@ def code_events(events: pl.DataFrame, tokenizer: Tokenizer, known: frozenset[str
     often = np.bincount(code_N)[place] if names else place
     new = np.zeros(int(place.max(initial=0)) + 1, bool)
     new[place] = [name not in known for name in names]
-    unk: Mapping[str, int] = {}
-    if new.any() and hasattr(tokenizer, "unknown_events"):
-        unk = tokenizer.unknown_events(events)
-    elif new.any():
-        unknown = _unknown(events.filter(pl.Series(new[code_N])), tokenizer)
-        unk = {name: int(n) for name, n in zip(names, often, strict=True) if name in unknown}
-    return {name: (int(n), unk.get(name, 0)) for name, n in zip(names, often, strict=True)}
+    counts = dict(zip(names, often.tolist(), strict=True))
+    if names and hasattr(tokenizer, "unknown_events"):
+        unk: Mapping[str, int] = tokenizer.unknown_events(events)
+        return {name: (n, unk.get(name, 0)) for name, n in counts.items()}
+    unknown, left_out = _alone(events.filter(pl.Series(new[code_N])), tokenizer) if new.any() else (set(), set())
+    return {name: (n, n if name in unknown else 0, *([n] if name in left_out else ())) for name, n in counts.items()}
 
 
-def _unknown(events: pl.DataFrame, tokenizer: Tokenizer) -> set[str]:
-    """The codes among those of these events that become UNK when they are a subject's only event."""
+def _alone(events: pl.DataFrame, tokenizer: Tokenizer) -> tuple[set[str], set[str]]:
+    """The codes among those of these events that become UNK, or are left out, when they are a subject's only event."""
     aggregated = events.group_by("code").agg(pl.col("time").max(), pl.col("numeric_value").max())
     suspects = aggregated.sort("code")
     more = [pl.lit(None, events.schema[name]).alias(name) for name in events.columns[4:]]
@@ -72,9 +73,10 @@ def _unknown(events: pl.DataFrame, tokenizer: Tokenizer) -> set[str]:
     table = tokenizer.encode(probe)
     unk = np.concatenate([[0], np.cumsum(np.asarray(table.token) == unk_id(tokenizer.vocabulary))])
     has_S = unk[np.asarray(table.offset[1:])] > unk[np.asarray(table.offset[:-1])]
-    index_S = np.asarray(table.subject_id)[has_S] - 1
     codes = suspects["code"].to_list()
-    return {codes[i] for i in index_S.tolist()}
+    subjects = np.asarray(table.subject_id)[has_S], tokenizer.left_out(probe) if hasattr(tokenizer, "left_out") else []
+    unknown, left_out = ({codes[subject - 1] for subject in found} for found in subjects)
+    return unknown, left_out
 
 
 def prefix_of(code: str) -> str:
@@ -84,20 +86,24 @@ def prefix_of(code: str) -> str:
 
 def add(whole: Codes, part: Mapping[str, Sequence[int]]) -> None:
     """Add the codes of another shard to ``whole``."""
-    for code, (events, unk) in part.items():
-        before = whole.get(code, (0, 0))
-        whole[code] = (before[0] + events, before[1] + unk)
+    for code, counts in part.items():
+        whole[code] = tuple(a + b for a, b in zip_longest(whole.get(code, ()), counts, fillvalue=0))
 
 
 def by_prefix(codes: Codes) -> dict[str, dict[str, int]]:
-    """``events``, ``unk_events``, ``codes`` and ``unk_codes`` by prefix; rare prefixes together as ``(other)``."""
+    """``events``, ``unk_events``, ``codes`` and ``unk_codes`` by prefix; rare prefixes together as ``(other)``.
+
+    A prefix some of whose events were left out has ``left_out_events`` as well.
+    """
     counts: dict[str, dict[str, int]] = {}
-    for code, (events, unk) in codes.items():
+    for code, (events, unk, *left_out) in codes.items():
         one = counts.setdefault(prefix_of(code), dict.fromkeys(("events", "unk_events", "codes", "unk_codes"), 0))
         one["events"] += events
         one["unk_events"] += unk
         one["codes"] += 1
         one["unk_codes"] += unk > 0
+        if left_out:
+            one["left_out_events"] = one.get("left_out_events", 0) + left_out[0]
     order = sorted(counts, key=lambda prefix: (-counts[prefix]["events"], prefix))
     named = [prefix for prefix in order[:MOST] if counts[prefix]["events"] >= LEAST]
     found = {prefix: counts[prefix] for prefix in named}

@@ -114,6 +114,13 @@ class Ethos(TimelineTokenizer):
             timeline = timeline.where(~timeline.per_code(frozenset(self.dropped).__contains__, bool)[timeline.code_N])
         return dataclasses.replace(found, timeline=timeline)
 
+    def left_out(self, events: pl.DataFrame) -> list[int]:
+        """Subjects with an event that ``top_codes`` leaves out, for the report of coverage."""
+        rows = self.records(events)
+        out_N = rows.per_code(frozenset(self.dropped).__contains__, bool)[rows.code_N] & (rows.time_N != NO_TIME)
+        found: list[int] = rows.subject_id_S[np.unique(rows.subject_N[out_N])].tolist()
+        return found
+
     def slot(self, code: str) -> str:
         """The prefix slot that a static code without a number fills."""
         chosen = [p for p in self.settings.static_too if code == p or code.startswith(f"{p}//")]

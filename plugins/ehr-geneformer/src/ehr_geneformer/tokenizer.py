@@ -119,6 +119,13 @@ class RankValue:
         dtype = np.uint16 if len(self.vocabulary) <= 1 << 16 else np.uint32
         return sentences(rows.subject_id_S, subject_K[kept], id_K[kept].astype(dtype), known_S)
 
+    def unknown_events(self, events: pl.DataFrame) -> dict[str, int]:
+        """Code to how many of its ranked numbers have no median, so that they become [UNK] or, without one, nothing."""
+        rows = numbers(stages.records(events), self.settings)
+        unknown_C = ~rows.per_code(self.medians.__contains__, bool)
+        often_C = np.bincount(rows.code_N[rows.value_N != 0], minlength=len(rows.names_C))
+        return {rows.names_C[c]: int(often_C[c]) for c in np.flatnonzero(unknown_C & (often_C > 0))}
+
     # -- state
 
     def save(self, folder: Path) -> None:
@@ -181,12 +188,17 @@ def known_at(rows: stages.Records, settings: RankValueConfig) -> np.ndarray:
     return np.where(first_S == NO_TIME, 0, end_S)
 
 
-def reduced(rows: stages.Records, settings: RankValueConfig) -> stages.Records:
-    """One row per subject and code that has a number: its mean or last value, scaled if the settings say so."""
+def numbers(rows: stages.Records, settings: RankValueConfig) -> stages.Records:
+    """The rows with a number, among those that the settings rank."""
     keep_N = ~np.isnan(rows.value_N)
     if settings.hours:
         keep_N &= (rows.time_N == NO_TIME) | (rows.time_N <= known_at(rows, settings)[rows.subject_N])
-    rows = rows.where(keep_N)
+    return rows.where(keep_N)
+
+
+def reduced(rows: stages.Records, settings: RankValueConfig) -> stages.Records:
+    """One row per subject and code that has a number: its mean or last value, scaled if the settings say so."""
+    rows = numbers(rows, settings)
     order = np.lexsort((rows.code_N, rows.subject_N))  # stable: in order of time within a subject and code
     rows = rows.where(order)
     if not len(order):
