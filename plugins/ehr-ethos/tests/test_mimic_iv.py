@@ -151,6 +151,20 @@ def test_date_only_events_move_to_the_end_of_their_day(tmp_path):
     assert at["HOSPITAL_ADMISSION"] == "2150-03-01 10:00:00"
 
 
+def test_procedures_stand_at_the_discharge_also_when_it_is_at_midnight(tmp_path):
+    rows = rows_of(
+        1,
+        ("2150-03-01 10:00", "HOSPITAL_ADMISSION//URGENT//UNK", ADMISSION),
+        ("2150-03-05 00:00", "HOSPITAL_DISCHARGE//HOME"),
+        ("2150-03-05 00:00", "PROCEDURE//ICD//10//0BH17EZ"),
+    )
+    found = Read(tokenize(write(tmp_path / "meds", train=rows), tmp_path / "store"))
+    at = dict(zip(found.tokens(1), found.times(1), strict=True))
+    assert at["ICD//PCS//0"] == at["HOSPITAL_DISCHARGE"] == "2150-03-05 00:00:00"
+    tokens = found.tokens(1)
+    assert tokens.index("ICD//PCS//0") < tokens.index("HOSPITAL_DISCHARGE")
+
+
 def test_the_static_prefix_shows_demographics_from_the_time_they_are_known(tmp_path):
     found = Read(tokenize(write(tmp_path / "meds", train=STAY), tmp_path / "store"))
     age = ["AGE_TENS//5", "AGE_UNITS//0"]
@@ -237,8 +251,9 @@ def test_what_is_left_out_and_what_is_renamed(tmp_path):
     found = Read(tokenize(write(tmp_path / "meds", train=rows), tmp_path / "store"))
     assert found.tokens(1) == [
         *["ICU_ADMISSION", "ICU_TYPE//UNKNOWN", "TRANSFER//UNKNOWN", "TRANSFER//MEDICINE_WEST"],  # the stay first
-        *["1d-2d", "HCPCS//HOSPITAL_OBSERVATION_PER_HR"],
+        "12h-18h",
         "PROCEDURE//ICD//10//0BH",  # no seven characters, so no parts; it keeps its name and can become [UNK]
+        *["18h-1d", "HCPCS//HOSPITAL_OBSERVATION_PER_HR"],
         "TIMELINE_END",
     ]
 

@@ -403,12 +403,13 @@ def test_the_preset_for_mimic_iv_tokenizes_with_its_tables(tmp_path):
             (subject, "2150-01-01 10:00", "HOSPITAL_ADMISSION//EW EMER.//EMERGENCY ROOM"),
             (subject, "2150-01-01 11:00", "LAB//50971//mEq/L", 4.0),
             (subject, "2150-01-01 11:00", "TRANSFER_TO//admit//Medicine"),
-            (subject, "2150-01-03 10:00", "HOSPITAL_DISCHARGE//HOME"),
-            (subject, "2150-01-03 10:00", "DIAGNOSIS//ICD//10//I10"),
+            (subject, "2150-01-03 00:00", "HOSPITAL_DISCHARGE//HOME"),
+            (subject, "2150-01-03 00:00", "DIAGNOSIS//ICD//10//I10"),
+            (subject, "2150-01-03 00:00", "PROCEDURE//ICD//10//0BH17EZ"),  # at the discharge, not known by date only
         ]
         folder = tmp_path / "meds" / "data" / split
         folder.mkdir(parents=True)
-        race = [None, "WHITE", None, None, None, None]
+        race = [None, "WHITE", *[None] * 5]
         frame(rows).with_columns(race=pl.Series(race)).write_parquet(folder / "0.parquet")
     run("ehr-tokenize", "tokenize", [
         "source=meds", f"source.path={tmp_path}/meds", f"output={tmp_path}/store", "tokenizer=fms_mimic_iv"
@@ -417,6 +418,7 @@ def test_the_preset_for_mimic_iv_tokenizes_with_its_tables(tmp_path):
     table = next(store.tables("held_out"))
     assert [store.vocabulary.tokens[i].token for i in table.token] == [
         *["TL_START", "RACE_WHITE", "SEX_F", "AGE_UNKNOWN", "ADMN_EW EMER."],
-        *["XFR-IN_Medicine", "LAB_50971//mEq/L_Q9", "T_1d-3d", "DSCG_HOME", "DX_10//I10", "TL_END"],
+        *["XFR-IN_Medicine", "LAB_50971//mEq/L_Q9", "T_1d-3d", "DSCG_HOME", "PROC_10//0BH17EZ", "DX_10//I10"],
+        "TL_END",
     ]
     assert json.loads((tmp_path / "store" / "manifest.json").read_text())["content"]["columns"] == ["stay"]
