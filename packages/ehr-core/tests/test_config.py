@@ -42,6 +42,8 @@ class TrainConfig:
     """Nested settings."""
 
     steps: int = 10
+    weights: dict[str, float] = field(default_factory=dict)
+    rules: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -143,6 +145,27 @@ def test_a_mistake_is_answered_with_one_line(world, override, message):
         settings(override)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "name", "expected"),
+    [
+        ("train.weights={LAB//: 2}", "weights", {"LAB//": 2.0}),
+        ("train.weights.LAB=2", "weights", {"LAB": 2.0}),
+        ("+train.weights.LAB=2", "weights", {"LAB": 2.0}),
+        ("train.rules={BMI: [0, 5]}", "rules", {"BMI": [0, 5]}),
+        ("train.rules.age.path=x.csv", "rules", {"age": {"path": "x.csv"}}),
+    ],
+)
+def test_keys_of_a_dictionary_are_the_users_own(world, override, name, expected):
+    assert getattr(settings(override, "model=large", "model.path=x").train, name) == expected
+
+
+def test_a_group_of_several_components_is_no_such_dictionary(world):
+    with pytest.raises(ConfigError, match=r"tracker has no 'sceen'. Did you mean screen"):
+        settings("tracker.sceen.every=2")
+    with pytest.raises(ConfigError, match=r"train.weights.LAB: Value 'x' of type 'str' could not be converted"):
+        settings("train.weights.LAB=x")
 
 
 def test_of_several_settings_the_wrong_one_is_named(world):

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import difflib
 import re
+import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,9 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
     try:
         return _compose(config_name(command), overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
+        free = _free(command, overrides)
+        if free != overrides:
+            return compose(command, free)
         raise ConfigError(_explain(command, overrides, error)) from error
 
 
@@ -76,6 +80,43 @@ def _compose(config: str | None, overrides: list[str]) -> DictConfig:
         return hydra_compose(config_name=config, overrides=overrides)
 
 
+def _chosen(command: str, overrides: list[str]) -> DictConfig | None:
+    """The config with the groups that the overrides choose and no other change; None where they cannot be chosen."""
+    chosen = [o for o in overrides if o.lstrip("+~").partition("=")[0] in options()]
+    with contextlib.suppress(HydraException, OmegaConfBaseException, ValueError):
+        return _compose(config_name(command), chosen)
+    return None
+
+
+def _free(command: str, overrides: list[str]) -> list[str]:
+    """The overrides, as ``++KEY={...}`` where they reach into a dictionary whose keys are the user's own to name."""
+    config = _chosen(command, overrides)
+    return [_freed(config, override) for override in overrides] if config is not None else overrides
+
+
+def _freed(config: DictConfig, override: str) -> str:
+    key, _, value = override.partition("=")
+    parts = key.split(".")
+    place = _dictionary(config, parts)
+    if not place or key[0] in "+~":
+        return override
+    for name in reversed(parts[place:]):
+        value = f"{{{name}: {value}}}"
+    return f"++{'.'.join(parts[:place])}={value}"
+
+
+def _dictionary(node: Any, parts: list[str]) -> int:
+    """How many parts of a key lead to a field like ``dict[str, float]`` that is no group of components; 0 for none."""
+    for place, part in enumerate(parts, 1):
+        if not isinstance(node, DictConfig) or not dataclasses.is_dataclass(kind := OmegaConf.get_type(node)):
+            return 0
+        hint = typing.get_type_hints(kind).get(part)
+        if typing.get_origin(hint) is dict:
+            return 0 if part in options() else place
+        node = node.get(part) if hint is not None and not OmegaConf.is_missing(node, part) else None
+    return 0
+
+
 def _explain(command: str, overrides: list[str], error: BaseException) -> str:
     """One line for a composition error, with what is allowed and the nearest name."""
     for override in overrides:
@@ -86,14 +127,11 @@ def _explain(command: str, overrides: list[str], error: BaseException) -> str:
             wrong = [name for name in re.split(r"[\[\],\s]+", value.strip("'\"")) if name and name not in allowed]
             if wrong and value != "null":
                 return f"{key}={value}: no {group} is named {wrong[0]!r}.{nearest(wrong[0], allowed)}"
-    chosen = [o for o in overrides if o.lstrip("+~").partition("=")[0] in options()]
-    with_chosen: DictConfig | None = None
-    with contextlib.suppress(HydraException, OmegaConfBaseException, ValueError):
-        with_chosen = _compose(config_name(command), chosen)
+    with_chosen = _chosen(command, overrides)
     if with_chosen is not None:
         for override in overrides:
             key = override.lstrip("+~").partition("=")[0]
-            message = None if key in options() else unknown_key(with_chosen, key)
+            message = None if key in options() or override.startswith("++") else unknown_key(with_chosen, key)
             if message:
                 return message
     causes = [error, error.__cause__, error.__context__]
