@@ -11,6 +11,7 @@ from ehr_core.plugins import build
 from ehr_ethos import checkpoints
 from ehr_ethos.plugin import ExportConfig, ImportConfig
 from ehr_ethos.runs import export_checkpoint, import_checkpoint
+from ehr_models.settings import GPTConfig
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch.nn import functional
@@ -273,6 +274,80 @@ def test_zero_biases_are_left_out_and_a_file_may_give_the_vocabulary(save, tmp_p
     (tmp_path / "vocab_t100.csv").write_text("\n".join(TOKENS) + "\n")
     found = checkpoints.read(save(content), HEADS, tmp_path / "vocab_t100.csv")
     assert (found.tokens, found.settings.num_heads, found.loss) == (TOKENS, HEADS, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("own", "lines", "message"),
+    [
+        (True, TOKENS[:30], r"has 30 tokens that are not the 100 of the vocabulary in .*; leave vocabulary out"),
+        (True, [*TOKENS[:98], TOKENS[99], TOKENS[98]], "has 100 tokens that are not the 100 of the vocabulary"),
+        (False, TOKENS[:30], "has 30 tokens, and .* has 128 rows for 65 to 128"),
+        (False, TOKENS[:64], "has 64 tokens, and .* has 128 rows for 65 to 128"),
+        (False, [f"X{i}" for i in range(129)], "has 129 tokens, and .* has 128 rows for 65 to 128"),
+        (False, [*TOKENS, ""], "an empty line or a token twice"),
+        (False, [*TOKENS, "Q1"], "an empty line or a token twice"),
+    ],
+)
+def test_a_vocabulary_of_another_checkpoint_is_refused(save, tmp_path, own, lines, message):
+    content = ehr_fm(theirs())
+    if not own:
+        content.pop("vocab_stoi")
+    (tmp_path / "vocab.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(FormatError, match=message) as raised:
+        checkpoints.read(save(content), vocabulary=tmp_path / "vocab.csv")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_table_that_was_not_rounded_up_wants_as_many_tokens(save, tmp_path):
+    content = ehr_fm(theirs())
+    content.pop("vocab_stoi")
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        content["model"][name] = content["model"][name][:100]
+    path = save(content)
+    (tmp_path / "vocab.csv").write_text("\n".join(TOKENS))
+    assert checkpoints.read(path, vocabulary=tmp_path / "vocab.csv").tokens == TOKENS
+    (tmp_path / "vocab.csv").write_text("\n".join(TOKENS[:99]))
+    with pytest.raises(FormatError, match=r"has 99 tokens, and .* has 100 rows for 100 to 100"):
+        checkpoints.read(path, vocabulary=tmp_path / "vocab.csv")
+
+
+def test_the_vocabulary_file_of_a_checkpoint_agrees_with_it_in_quotes_too(save, tmp_path):
+    content = ehr_fm(theirs())
+    names = [f"{name},A" if name.startswith("LAB") else name for name in TOKENS]
+    content["vocab_stoi"] = {name: i for i, name in enumerate(names)}
+    path = save(content)
+    for lines in (names, [f'"{name}"' for name in names]):
+        (tmp_path / "vocab.csv").write_text("\n".join(lines) + "\n")
+        assert checkpoints.read(path, vocabulary=tmp_path / "vocab.csv").tokens == names
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_a_vocabulary_that_cannot_be_read_is_one_clear_error(save, tmp_path, content):
+    if content:
+        (tmp_path / "vocab.csv").write_bytes(content)
+    with pytest.raises(FormatError, match=r"vocab.csv is (missing|no text)") as raised:
+        checkpoints.read(save(ehr_fm(theirs())), vocabulary=tmp_path / "vocab.csv")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("heads", [0, -4, 2])
+def test_heads_that_cannot_be_are_refused(save, heads):
+    path = save(ehr_fm(theirs()))
+    with pytest.raises(ConfigError, match=f"num_heads is {heads}; .* has 4: give this number or leave it out"):
+        checkpoints.read(path, heads)
+    assert checkpoints.read(path, 4).settings.num_heads == 4
+
+
+def test_heads_must_be_at_least_one_where_the_checkpoint_does_not_say(save):
+    with pytest.raises(ConfigError, match="num_heads is 0; give at least 1"):
+        checkpoints.read(save(ehr_fm(theirs()) | {"model_configs": {}}), 0)
+
+
+def test_a_run_with_one_expert_a_token_is_not_exported():
+    for settings in (GPTConfig(num_experts=3, top_k=1), GPTConfig(num_experts=1, top_k=1)):
+        model = build("model", settings, vocabulary_size=100, columns=[])
+        with pytest.raises(ConfigError, match="2 experts at least; a run with top_k=1 cannot be exported"):
+            checkpoints.to_theirs(model.state_dict(), settings)
 
 
 def test_a_run_that_ehr_fm_has_no_words_for_is_not_exported(save, tmp_path):

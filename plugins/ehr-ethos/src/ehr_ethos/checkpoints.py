@@ -8,6 +8,7 @@ keeps its weights and not its computation: there, experts have limited places, a
 Shapes: D width, V vocabulary, P rows of the token table, E experts, I inner width of an expert.
 """
 
+import csv
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from ehr_ethos import inert
 
 WRAPPERS = ("_orig_mod.", "module.")
 """What ``torch.compile`` and DDP put in front of names."""
+MULTIPLE = 64
+"""Both systems have as many rows of the token table as the vocabulary, rounded up to this."""
 BUFFERS = re.compile(r"(.*\.)?(attn\.(bias|masked_bias)|pos|threshold_(train|eval)|dummy|zero)$")
 """Constants, not weights."""
 OURS = {
@@ -60,7 +63,7 @@ def read(path: Path, num_heads: int | None = None, vocabulary: Path | None = Non
     found = weights_of(content["model"], path)
     described = inert.plain(content.get("model_configs", content.get("model_config", {})))
     described = described if isinstance(described, dict) else {}
-    tokens = tokens_of(content, vocabulary, path)
+    tokens = tokens_of(content, vocabulary, len(expect(found, "transformer.wte.weight", path)), path)
     settings = settings_of(found, described, num_heads, path)
     weights = to_ours(found, settings, len(tokens), path)
     step, loss = content.get("iter_num"), content.get("best_val_loss")
@@ -93,18 +96,45 @@ def weights_of(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     return found
 
 
-def tokens_of(content: Mapping[str, Any], vocabulary: Path | None, path: Path) -> list[str]:
-    """Tokens by id, from the checkpoint or from a file."""
-    if vocabulary is not None:
-        if not vocabulary.is_file():
-            raise FormatError(f"{vocabulary} is missing; expected a vocabulary with one token a line")
-        return vocabulary.read_text(encoding="utf-8").splitlines()
+def tokens_of(content: Mapping[str, Any], vocabulary: Path | None, rows: int, path: Path) -> list[str]:
+    """Tokens by id, from the checkpoint or from a file, which must agree with it and with the rows of its table."""
     ids = content.get("vocab_stoi", content.get("vocab"))
-    if not isinstance(ids, dict) or not ids:
-        raise FormatError(f"{path} has no vocabulary; give vocabulary=FILE with one token a line (vocab_t....csv)")
-    if sorted(ids.values()) != list(range(len(ids))):
-        raise FormatError(f"{path}: the ids of its vocabulary are not 0 to {len(ids) - 1}")
-    return sorted(ids, key=ids.__getitem__)
+    own = None
+    if isinstance(ids, dict) and ids:
+        if sorted(ids.values()) != list(range(len(ids))):
+            raise FormatError(f"{path}: the ids of its vocabulary are not 0 to {len(ids) - 1}")
+        own = sorted(ids, key=ids.__getitem__)
+    if vocabulary is None:
+        if own is None:
+            raise FormatError(f"{path} has no vocabulary; give vocabulary=FILE with one token a line (vocab_t....csv)")
+        return own
+    given = lines_of(vocabulary)
+    if own is not None and given != own:
+        raise FormatError(
+            f"{vocabulary} has {len(given)} tokens that are not the {len(own)} of the vocabulary in {path}; "
+            "leave vocabulary out"
+        )
+    fewest = rows if rows % MULTIPLE else rows - MULTIPLE + 1
+    if own is None and not fewest <= len(given) <= rows:
+        raise FormatError(
+            f"{vocabulary} has {len(given)} tokens, and {path} has {rows} rows for {fewest} to {rows}; "
+            "give the vocabulary that it was trained with"
+        )
+    return given
+
+
+def lines_of(vocabulary: Path) -> list[str]:
+    """Tokens of a file with one token a line; those with a comma may stand in quotes."""
+    try:
+        with vocabulary.open(encoding="utf-8", newline="") as file:
+            tokens = [",".join(fields) for fields in csv.reader(file)]
+    except FileNotFoundError:
+        raise FormatError(f"{vocabulary} is missing; expected a vocabulary with one token a line") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FormatError(f"{vocabulary} is no text with one token a line: {error}") from error
+    if not all(tokens) or len(set(tokens)) < len(tokens):
+        raise FormatError(f"{vocabulary} has an empty line or a token twice; expected one token a line")
+    return tokens
 
 
 def settings_of(
@@ -113,8 +143,12 @@ def settings_of(
     """The shape, read off the tensors; from the description what no tensor tells."""
     places, width = expect(found, "transformer.wpe.weight", path).shape
     numbers = [int(match[1]) for name in found if (match := re.match(r"transformer\.h\.(\d+)\.", name))]
-    heads = num_heads or described.get("n_head")
-    if not isinstance(heads, int):
+    own = described.get("n_head")
+    if num_heads is not None and (num_heads < 1 or (own is not None and num_heads != own)):
+        expected = "give at least 1" if own is None else f"{path} has {own}: give this number or leave it out"
+        raise ConfigError(f"num_heads is {num_heads}; {expected}")
+    heads = own if num_heads is None else num_heads
+    if not isinstance(heads, int) or heads < 1:
         raise FormatError(f"{path} does not say how many attention heads it has; give num_heads=N")
     activation = described.get("activation_function", "gelu")
     if activation != "gelu":
@@ -219,6 +253,10 @@ def to_theirs(weights: Mapping[str, Tensor], settings: GPTConfig) -> dict[str, T
     if not plain or (settings.num_experts and settings.stride != 1):
         raise ConfigError(
             "EHR_FM has LayerNorm, GELU, learned positions, experts in all blocks or none; this run cannot be exported"
+        )
+    if settings.num_experts and settings.top_k < 2:
+        raise ConfigError(
+            f"EHR_FM gives each token to 2 experts at least; a run with top_k={settings.top_k} cannot be exported"
         )
     theirs = {
         "transformer.wte.weight": weights["embeddings.token.weight"],

@@ -20,6 +20,8 @@ class ImportConfig:
     """Attention heads, for a checkpoint that does not say."""
     vocabulary: str | None = None
     """File with one token a line (``vocab_t....csv``), for a checkpoint without a vocabulary."""
+    interval_estimates: str | None = None
+    """``interval_estimates.json`` of the data that it was trained on; null: the middles of the tokens' borders."""
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 from ehr_core.config import from_plain, to_plain
 from ehr_core.errors import ConfigError, FormatError
 from ehr_core.formats import run as run_format
-from ehr_core.formats.folder import Manifest, check_free, file_digest, new_folder, write_json, write_manifest
+from ehr_core.formats.folder import Manifest, check_free, file_digest, new_folder, read_json, write_json, write_manifest
 from ehr_core.formats.run import Run
 from ehr_core.formats.tokens import TOKENIZER, Prefix, write_prefix
 from ehr_core.formats.vocabulary import Token, Vocabulary
@@ -21,6 +21,7 @@ from ehr_ethos import checkpoints
 from ehr_ethos.__about__ import __version__
 from ehr_ethos.plugin import ExportConfig, ImportConfig
 
+US = 1_000_000
 STATIC = ("GENDER//", "MARITAL//", "RACE//")
 
 
@@ -30,17 +31,23 @@ def import_checkpoint(settings: ImportConfig) -> None:
     check_free(output)
     vocabulary = Path(settings.vocabulary) if settings.vocabulary else None
     found = checkpoints.read(path, settings.num_heads, vocabulary)
-    write_run(found, path, output)
+    estimates = Path(settings.interval_estimates) if settings.interval_estimates else None
+    middles = write_run(found, path, output, estimates)
     parts = found.settings
     print(
         f"{output}: {parts.num_layers} layers, width {parts.width}, {len(found.tokens):,} tokens, step {found.step:,}"
     )
     if parts.num_experts:
         print("note: the experts have EHR_FM's weights, not its computation: nothing is dropped or drawn by chance")
+    if middles:
+        print(f"note: {len(middles)} interval tokens stand for the middles of their borders; see interval_estimates")
 
 
-def write_run(found: checkpoints.Imported, path: Path, output: Path) -> None:
-    """The run folder. Raises FormatError when weights do not fit the shape that the checkpoint says."""
+def write_run(found: checkpoints.Imported, path: Path, output: Path, estimates: Path | None) -> list[str]:
+    """The run folder; gives the interval tokens that ``estimates``, a file, says nothing of.
+
+    Raises FormatError when weights do not fit the shape that the checkpoint says, or estimates the vocabulary.
+    """
     model = build("model", found.settings, vocabulary_size=len(found.tokens), columns=[])
     try:
         model.load_state_dict(found.weights, strict=True)
@@ -48,6 +55,7 @@ def write_run(found: checkpoints.Imported, path: Path, output: Path) -> None:
         lines = [line.strip() for line in str(error).splitlines()]
         raise FormatError(f"the weights of {path} do not fit each other: {' '.join(lines[1:2])}") from error
     vocabulary = Vocabulary([token_of(name) for name in found.tokens])
+    seconds, middles = interval_lengths(vocabulary, estimates)
     plain = {"model": to_plain(found.settings), "objective": to_plain(NextTokenConfig())}
     content = {
         "model": model.state_dict(),
@@ -63,7 +71,7 @@ def write_run(found: checkpoints.Imported, path: Path, output: Path) -> None:
         model.save_pretrained(folder / "model")
         (folder / "checkpoints").mkdir()
         torch.save(content, folder / "checkpoints" / "best_model.pt")
-        write_tokenizer(folder / "tokenizer", vocabulary)
+        write_tokenizer(folder / "tokenizer", vocabulary, seconds)
         (folder / "logs").mkdir()
         write_json(folder / "logs" / "metrics_history.json", [])
         write_json(folder / "hyperparameters.json", plain)
@@ -72,18 +80,45 @@ def write_run(found: checkpoints.Imported, path: Path, output: Path) -> None:
         (folder / "SUMMARY.txt").write_text(f"imported from {path.name}, step {found.step}\n")
         made_by = [f"ehr-ethos=={__version__}", registry().version("model", "gpt")]
         facts = {"vocabulary": vocabulary.digest, "vocabulary_size": len(vocabulary), "columns": []}
-        facts |= {"context_length": found.settings.context_length, "labelled": False}
+        facts |= {"context_length": found.settings.context_length, "labelled": False, "interval_middles": middles}
         inputs = {"checkpoint": file_digest(path)}
+        if estimates:
+            inputs["interval_estimates"] = file_digest(estimates)
         write_manifest(folder, Manifest(run_format.FORMAT, run_format.VERSION, made_by, plain, inputs, facts))
+    return middles
 
 
-def write_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
+def interval_lengths(vocabulary: Vocabulary, estimates: Path | None) -> tuple[dict[str, float], list[str]]:
+    """Seconds that each interval token stands for, and the tokens for which that is the middle of their borders.
+
+    ``estimates`` is ``interval_estimates.json``, which both systems write beside their tokens: by statistic and token,
+    microseconds in train. Here the means count. Raises FormatError when they are of other tokens or in other units.
+    """
+    middle = {name: x for name, x in zip(SPACING.names, SPACING.middles(), strict=True) if name in vocabulary.ids}
+    found = read_json(estimates) if estimates else {"mean": {}}
+    means = found.get("mean") if isinstance(found, dict) else None
+    if not isinstance(means, dict):
+        raise FormatError(f"{estimates} has no dict of means under the key mean; expected interval_estimates.json")
+    for name, micros in means.items():
+        if name not in middle:
+            raise FormatError(f"{estimates} names {name!r}, which is no interval token of the checkpoint's vocabulary")
+        # All borders are within these limits, and numbers in another unit are not.
+        if not isinstance(micros, int | float) or not middle[name] / 2 <= micros / US <= middle[name] * 2:
+            raise FormatError(
+                f"{estimates}: the mean of {name!r} is {micros}; expected microseconds, about {middle[name] * US:.0f}"
+            )
+    means = {name: micros / US for name, micros in means.items()}
+    return middle | means, sorted(middle.keys() - means.keys())
+
+
+def write_tokenizer(folder: Path, vocabulary: Vocabulary, seconds: dict[str, float]) -> None:
     """What is known of the tokenizer: its vocabulary, and what interval tokens stand for. It encodes nothing."""
     folder.mkdir()
     vocabulary.save(folder)
     write_prefix(folder, Prefix())
     days = {name: span for name, span in SPACING.days().items() if name in vocabulary.ids}
-    write_json(folder / TOKENIZER, {"name": "imported", "settings": {}, "state": {"interval_days": days}})
+    state = {"interval_days": days, "interval_estimates": seconds}
+    write_json(folder / TOKENIZER, {"name": "imported", "settings": {}, "state": state})
 
 
 def token_of(name: str) -> Token:
