@@ -103,6 +103,30 @@ def test_growing_twice_with_the_same_records_changes_nothing_more(site):
     assert state(more) == state(new)
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["tokenizer.min_count=9"], "tokenizer.min_count is 9, but 2 in fitted="),
+        (["tokenizer=cehr"], "tokenizer is cehr, but ethos in fitted="),
+        (["+tokenizer.numbers={LAB//: fused}"], "tokenizer.numbers.LAB// is fused, but nothing in fitted="),
+        (["tokenizer.min_count=9", "grow=true"], "tokenizer.min_count is 9"),
+    ],
+)
+def test_settings_other_than_those_of_the_fitted_tokenizer_are_refused(site, more, message):
+    old = site("old", FIRST)
+    with pytest.raises(ConfigError, match=message):
+        site("new", SECOND, f"fitted={old}", *more)
+
+
+def test_settings_of_the_fitted_tokenizer_may_be_given_again(site, tmp_path):
+    (tmp_path / "icd9.csv").write_text("from,to\n428,I50\n")
+    mapping = f"+tokenizer.prepare.mappings={{icd9: {{path: {tmp_path}/icd9.csv}}}}"
+    cehr = ["tokenizer=cehr", "tokenizer.min_count=2", "tokenizer.static_codes=[GENDER]", mapping]
+    old = site("old", FIRST, *cehr)
+    assert site("given", FIRST, *cehr, f"fitted={old}").is_dir()
+    assert site("default", FIRST, "tokenizer=cehr", f"fitted={old}").is_dir()
+
+
 def labs(*numbers):
     return [
         (1, "2020-01-01", f"LAB//{name}", float(n))

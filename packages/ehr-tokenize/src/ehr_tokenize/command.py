@@ -5,6 +5,7 @@ on the executor nor on how often the command was killed and started again.
 """
 
 import os
+import textwrap
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,6 +26,8 @@ from ehr_tokenize.meds import SPLITS, Shard, shards
 from ehr_tokenize.plugin import TokenizeConfig
 from ehr_tokenize.work import Work, working
 
+_NONE = "nothing"
+
 
 def tokenize(settings: TokenizeConfig) -> int:
     """Write the token store ``settings.output`` and print what is in it. Raises EhrError."""
@@ -33,6 +36,8 @@ def tokenize(settings: TokenizeConfig) -> int:
         raise ConfigError(f"duplicates is {settings.duplicates!r}; allowed: keep, drop")
     if settings.grow and not settings.fitted:
         raise ConfigError("grow=true needs the tokenizer that is to grow: give fitted=STORE")
+    if settings.fitted:
+        _refuse_other_settings(to_plain(settings.tokenizer), settings.fitted)
     output = Path(settings.output)
     executor: Executor = build("executor", settings.executor)
     with working(output) as work:
@@ -192,6 +197,32 @@ class Run:
             },
             "dataset": {name: str(facts[name]) for name in ("dataset_name", "etl_name") if name in facts},
         }
+
+
+def _refuse_other_settings(given: dict[str, Any], fitted: str) -> None:
+    """Raise ConfigError for tokenizer settings that were changed to something else than the fitted tokenizer has."""
+    usual = to_plain(registry().get("tokenizer", given["name"]).config())
+    if {"tokenizer": given["name"]} not in TokenizeConfig().defaults:
+        del usual["name"]  # whoever gave it chose it
+    differs = _differing(given, usual, read_json(Path(fitted) / TOKENIZER).get("settings", {}), "tokenizer")
+    if differs is not None:
+        name, value, kept = (textwrap.shorten(str(part), 80) for part in differs)
+        name = "tokenizer" if name == "tokenizer.name" else name
+        raise ConfigError(f"{name} is {value}, but {kept} in fitted={fitted}, which is used as it is; leave {name} out")
+
+
+def _differing(given: Any, usual: Any, kept: Any, name: str) -> tuple[str, Any, Any] | None:
+    """Name and both values of the first setting that is neither as usual nor as in the fitted tokenizer."""
+    if given is None or given in (usual, kept):
+        return None
+    if isinstance(given, str) and isinstance(kept, str) and Path(given).name == kept:
+        return None  # a file, of which a fitted tokenizer keeps the content and the name
+    if not isinstance(given, dict) or not isinstance(kept, dict):
+        return name, given, kept
+    inner = usual if isinstance(usual, dict) else {}
+    parts = (_differing(value, inner.get(k, _NONE), kept.get(k, _NONE), f"{name}.{k}") for k, value in given.items())
+    first = next((part for part in parts if part is not None), None)
+    return first or ((name, given, kept) if kept.keys() - given.keys() and "name" not in given else None)
 
 
 def _files(plain: Any) -> dict[str, str]:
