@@ -179,6 +179,12 @@ def test_settings_that_cannot_work_are_refused_in_words(config, message):
         Preparation(config)
 
 
+@pytest.mark.parametrize("hours", [-5.0, float("nan"), float("inf"), 1e300])
+def test_nothing_is_known_before_it_happens_or_after_more_than_a_century(hours):
+    with pytest.raises(ConfigError, match=r"tokenizer.prepare.delay_hours.LAB is .*; allowed: 0 to 1,000,000"):
+        Preparation(PrepareConfig(delay_hours={"LAB": hours}))
+
+
 # -- mapping files
 
 

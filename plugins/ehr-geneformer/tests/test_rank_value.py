@@ -164,6 +164,7 @@ def test_medians_that_cannot_divide_are_refused(fitted, tmp_path, content):
         ({"reduce": "max"}, "tokenizer.reduce is 'max'; allowed: mean, last"),
         ({"max_length": 0}, "tokenizer.max_length is 0"),
         ({"hours": -1.0}, "tokenizer.hours is -1.0"),
+        ({"hours": 1e12}, "tokenizer.hours is 1000000000000.0; it must be at most 1,000,000"),
         ({"scale_total": float("nan")}, "tokenizer.scale_total is nan"),
     ],
 )

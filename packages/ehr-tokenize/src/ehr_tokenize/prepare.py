@@ -25,6 +25,8 @@ from ehr_tokenize.rules import Made, Rule
 
 DAY = 86_400_000_000
 HOUR = DAY // 24
+LONGEST = 1_000_000
+"""Hours, more than a century, that an event may be delayed."""
 
 
 @functools.lru_cache(maxsize=32)
@@ -42,6 +44,9 @@ class Preparation:
         self._mappings: dict[str, dict[str, list[str]]] = {}
         if mappings is not None:
             self._restore(mappings)
+        for start, hours in settings.delay_hours.items():
+            if not 0 <= hours <= LONGEST:  # nothing is known before it happens
+                raise ConfigError(f"tokenizer.prepare.delay_hours.{start} is {hours}; allowed: 0 to {LONGEST:,}")
         for name, mapping in settings.mappings.items():
             if mapping.several not in ("all", "first", "category"):
                 raise ConfigError(f"mapping {name!r}: several is {mapping.several!r}; allowed: all, first, category")

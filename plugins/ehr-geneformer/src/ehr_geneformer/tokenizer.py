@@ -30,6 +30,7 @@ from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load
 from ehr_core.formats.vocabulary import SPECIALS, UNK, Token, Vocabulary
 from ehr_tokenize import stages
 from ehr_tokenize.base import BIRTH, HOUR
+from ehr_tokenize.prepare import LONGEST
 
 from ehr_geneformer.plugin import RankValueConfig
 from ehr_geneformer.published import described, read_medians, read_vocabulary
@@ -46,6 +47,8 @@ class RankValue:
         for name, least in (("max_length", 1), ("min_count", 1), ("scale_total", 0), ("hours", 0)):
             if not least <= getattr(settings, name) < float("inf"):
                 raise ConfigError(f"tokenizer.{name} is {getattr(settings, name)}; it must be at least {least}")
+        if settings.hours > LONGEST:
+            raise ConfigError(f"tokenizer.hours is {settings.hours}; it must be at most {LONGEST:,}")
         self.settings = settings
         self.vocabulary = Vocabulary.build([])
         self.prefix = Prefix()
