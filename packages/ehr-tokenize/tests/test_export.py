@@ -64,9 +64,20 @@ def test_special_tokens_of_a_published_vocabulary_keep_their_names_and_ids():
     assert files["tokenizer.json"]["model"]["vocab"]["G1"] == 3
 
 
-def test_a_vocabulary_without_unk_is_refused():
-    with pytest.raises(FormatError, match="no token for unknown words"):
-        export.tokenizer_files(Vocabulary([Token("<pad>", "special")]))
+def test_a_published_vocabulary_without_unk_reads_unknown_words_as_padding(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: nothing to load it with")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    vocabulary = Vocabulary([Token("[PAD]", "special"), Token("[MASK]", "special"), Token("G1", "code")])
+    for name, content in export.tokenizer_files(vocabulary).items():
+        (tmp_path / name).write_text(json.dumps(content))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("G1 NEW G1", add_special_tokens=False)["input_ids"] == [2, 0, 2]
+    assert (len(tokenizer), tokenizer.unk_token, tokenizer.pad_token) == (3, "[PAD]", "[PAD]")
+
+
+def test_a_vocabulary_without_unk_and_padding_is_refused():
+    with pytest.raises(FormatError, match="no token for unknown words or padding"):
+        export.tokenizer_files(Vocabulary([Token("<mask>", "special")]))
 
 
 def test_the_files_are_plain_json(store, tmp_path):

@@ -48,12 +48,16 @@ def plain(token: str) -> str:
 
 
 def tokenizer_files(vocabulary: Vocabulary) -> dict[str, Any]:
-    """File name to JSON. Raises FormatError when the vocabulary has no token for unknown words."""
+    """File name to JSON. A published vocabulary without UNK reads unknown words as padding, as Geneformer's does.
+
+    Raises FormatError when the vocabulary has neither.
+    """
     names = [escape(entry.token) for entry in vocabulary.tokens]
     special = [index for index, entry in enumerate(vocabulary.tokens) if entry.kind == "special"]
     roles = _roles(vocabulary, special, names)
-    if "unk_token" not in roles:
-        raise FormatError("the vocabulary has no token for unknown words, which transformers cannot do without")
+    if "unk_token" not in roles and "pad_token" not in roles:
+        raise FormatError("the vocabulary has no token for unknown words or padding; transformers cannot do without")
+    roles.setdefault("unk_token", roles.get("pad_token", ""))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     tokenizer = {
         "version": "1.0",
