@@ -6,6 +6,7 @@ keep the order of their rows. What differs from the original, on purpose:
 
 - An unseen code is [UNK]; a missing or infinite number never has a quantile.
 - A static value counts from its own time on, not by the nearest time, which may lie in the future.
+- Age is two digits of completed years; the original rounds the second one, so that 54.75 years are 55.
 - Means of interval tokens are exact over all shards, not means of shard means.
 - Quantiles, counts and slots come from the train split only.
 """
