@@ -305,29 +305,6 @@ def test_numbers_of_the_prefix_are_binned_and_the_last_one_before_admission_coun
     assert found.of(91)[:2] == ["TL_START", "WEIGHT_UNKNOWN"]
 
 
-def test_a_column_can_name_the_hospitalization_of_a_row():
-    rows = [
-        (1, "2020-01-01 00:00", "A", None),
-        (1, "2020-01-02 00:00", "B", "h1"),
-        (1, "2020-01-02 01:00", "C", None),
-        (1, "2020-01-02 02:00", "A", "h1"),
-        (1, "2020-01-03 00:00", "HOSPITAL_DISCHARGE//HOME", "h1"),
-        (1, "2020-01-04 00:00", "A", "h1"),
-        (1, "2020-01-05 00:00", "B", "h2"),
-        (1, "2020-01-06 00:00", "C", "h1"),
-        (2, "2020-01-06 00:00", "C", "h1"),
-    ]
-    events = frame([row[:3] for row in rows]).with_columns(hadm_id=pl.Series([row[3] for row in rows]))
-    tokenizer = Fms(FmsConfig(stay_column="hadm_id", prefix=[], time_spacing=False))
-    assert tokenizer.event_columns == ("hadm_id",)
-    tokenizer.fit([tokenizer.summarize(events)])
-    found = Decoded(tokenizer, events)
-    assert found.stays(1) == [["TL_START", "B", "A", "DSCG_HOME", "TL_END"], ["TL_START", "B"]]
-    assert found.stays(2) == [["TL_START", "C"]]
-    with pytest.raises(DataError, match="no column 'hadm_id'"):
-        tokenizer.encode(frame(TRAIN))
-
-
 def test_reference_ranges_are_kept_in_the_state_and_not_by_name_of_file(tmp_path):
     file = tmp_path / "ranges.csv"
     file.write_text("token,lower,upper\nLAB//K,3,7\nELSE,0,1\n")
@@ -367,6 +344,8 @@ def test_reference_ranges_are_kept_in_the_state_and_not_by_name_of_file(tmp_path
         ({"prefix": [{"code": "A"}]}, "has no prefix"),
         ({"prefix": [{"prefix": "A", "code": "A"}, {"prefix": "A", "code": "B"}]}, "two entries with the prefix 'A'"),
         ({"tables": "/nowhere.yaml"}, "is missing"),
+        ({"tables": "/"}, "tokenizer.tables: / is a folder; give a YAML file"),
+        ({"admission_codes": []}, "tokenizer.admission_codes is empty: give codes, or tokenizer.stay_column"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_work_are_refused_with_their_place(wrong, message):

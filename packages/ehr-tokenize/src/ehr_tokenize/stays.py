@@ -3,7 +3,9 @@
 Rows of one instant have no order of their own, so they get one: an admission opens, other events follow, a discharge
 closes. Where an instant has both while a stay is open, the discharge ends that stay first and the admission opens the
 next. A stay that was not discharged ends when the next one opens; one that is still open at the end of a record has no
-end. Everything at or before a time depends on nothing after it.
+end. Where rows name their stay, the name decides instead, and stays may overlap (`stays_by_key`).
+
+Everything at or before a time depends on nothing after it.
 """
 
 from __future__ import annotations
@@ -61,6 +63,31 @@ def find_stays(subject_N: np.ndarray, time_N: np.ndarray, opens_N: np.ndarray, c
     superseded = np.flatnonzero(~discharged_K[:-1] & (subject_K[1:] == subject_K[:-1]))
     close_K[superseded] = start_K[superseded + 1]
     return Stays(order_N, np.where(inside_N, running_N, -1), first_K, subject_K, start_K, close_K, discharged_K)
+
+
+def stays_by_key(subject_N: np.ndarray, time_N: np.ndarray, key_N: np.ndarray, closes_N: np.ndarray) -> Stays:
+    """Stays of rows in order of subject and time that name theirs: ``key_N`` numbers the names, -1 is none.
+
+    Each begins with the first row of its key, and may overlap with others of its subject. The first discharge of its
+    key closes it, and rows of the key that are later are outside; without one it stays open. Rows keep their places.
+    """
+    named = np.flatnonzero(key_N >= 0)
+    pair = subject_N[named] * (int(key_N.max(initial=0)) + 1) + key_N[named]
+    _, first, which = np.unique(pair, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    stay_N = np.full(len(key_N), -1)
+    stay_N[named] = place[which]
+    first_K = named[first[order]]
+
+    close_K = np.full(len(first_K), NO_TIME)
+    end = np.flatnonzero(closes_N & (stay_N >= 0))[::-1]
+    close_K[stay_N[end]] = time_N[end]  # backwards, so that the first discharge stays
+    discharged_K = close_K != NO_TIME
+    late = named[discharged_K[stay_N[named]] & (time_N[named] > close_K[stay_N[named]])]
+    stay_N[late] = -1
+    return Stays(np.arange(len(key_N)), stay_N, first_K, subject_N[first_K], time_N[first_K], close_K, discharged_K)
 
 
 def _instants(subject_N: np.ndarray, time_N: np.ndarray) -> np.ndarray:

@@ -4,10 +4,11 @@ After fms-ehrs (Burkhart et al. 2025), for any MEDS dataset:
 
     TL_START  prefix...  [spacing] event [bin]  ...  [ELLIPSIS]  [spacing] suffix...  TL_END
 
-**A hospitalization** is the span from an admission to a discharge code (or begins with the first row of a value of
-``stay_column``). The store keeps one row a subject, as for every tokenizer; the hospitalizations of a subject follow
-each other in it, told apart by TL_START and TL_END and by the column ``stay`` (0, 1, ... within the subject). What is
-in none of them is left out.
+**A hospitalization** is the span from an admission to a discharge code. With ``stay_column``, a row belongs to the one
+that it names: that begins with its first row and ends at a discharge that names it, and several may overlap. The store
+keeps one row a subject, as for every tokenizer; the hospitalizations of a subject follow each other in it, told apart
+by the column ``stay`` (0, 1, ... within the subject). Those that overlap are interleaved, as tokens are in order of
+time. What is in none of them is left out.
 
 What differs from the original, on purpose:
 
@@ -94,6 +95,8 @@ class Fms(FittedTokenizer):
             value = getattr(settings, name)
             if value is not None and value < least:
                 raise ConfigError(f"tokenizer.{name} is {value}; it must be at least {least}")
+        if not (settings.admission_codes or settings.stay_column):
+            raise ConfigError("tokenizer.admission_codes is empty: give codes, or tokenizer.stay_column")
         both = sorted(set(settings.admission_codes) & set(settings.discharge_codes))
         if both:
             raise ConfigError(f"{both[0]!r} is in both tokenizer.admission_codes and tokenizer.discharge_codes")
@@ -161,10 +164,10 @@ class Fms(FittedTokenizer):
         fixed = sum((Counter(p.fixed) for p in parts), Counter())
         if not fixed[START]:
             settings = self.settings
-            what = f"a {settings.stay_column}" if settings.stay_column else " or ".join(settings.admission_codes)
-            raise DataError(
-                f"the train split has no hospitalization: no event with {what}; set tokenizer.admission_codes"
-            )
+            what = f"no event with {' or '.join(settings.admission_codes)}; set tokenizer.admission_codes"
+            if settings.stay_column:
+                what = f"no event with a time names one in column {settings.stay_column!r}; see tokenizer.stay_column"
+            raise DataError(f"the train split has no hospitalization: {what}")
         items, prefix = (stages.merge([getattr(p, name) for p in parts]) for name in ("items", "prefix"))
         codes: dict[str, set[str]] = defaultdict(set)
         for part in parts:
@@ -276,6 +279,8 @@ class Fms(FittedTokenizer):
             value = np.where(place == settings.max_length - 1, np.float32("nan"), value)
             keep = place < settings.max_length
             token, time, stay, value = token[keep], time[keep], stay[keep], value[keep]
+        order = np.lexsort((time, stays.subject_K[stay]))  # stable: only those that overlap are interleaved
+        token, time, stay, value = token[order], time[order], stay[order], value[order]
         subject_T = stays.subject_K[stay]
         number_K = np.arange(len(stays.subject_K)) - np.searchsorted(stays.subject_K, stays.subject_K)
         columns = {"stay": number_K[stay].astype(np.int32)}

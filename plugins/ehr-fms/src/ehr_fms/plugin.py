@@ -36,7 +36,8 @@ class FmsConfig:
     discharge_codes: list[str] = field(default_factory=lambda: ["HOSPITAL_DISCHARGE"])
     """Codes of this kind end it."""
     stay_column: str | None = None
-    """Column that names the hospitalization of a row, such as hadm_id: each begins with its first row instead."""
+    """Column that names the hospitalization of a row, such as hadm_id, in place of ``admission_codes``. Each begins
+    with its first row and ends at its own discharge, and they may overlap. Rows without a name are in none."""
     tables: str | None = None
     """YAML file with ``prefix``, ``events`` and ``suffix``, in place of those below."""
     prefix: list[Any] = field(default_factory=_prefix)

@@ -15,7 +15,7 @@ from ehr_core.errors import DataError
 from ehr_core.formats.tokens import NO_TIME, YEAR_US
 from ehr_tokenize import stages
 from ehr_tokenize.base import BIRTH, DAY, HOUR, births
-from ehr_tokenize.stays import Stays, find_stays, starts_with
+from ehr_tokenize.stays import Stays, find_stays, starts_with, stays_by_key
 
 from ehr_fms.plugin import FmsConfig
 from ehr_fms.tables import Entry
@@ -65,19 +65,16 @@ def arrange(events: pl.DataFrame, settings: FmsConfig) -> StayRows:
     rows = stages.records(events)
     timed_N = rows.time_N != NO_TIME
     closes_N = rows.per_code(starts_with(settings.discharge_codes), bool)[rows.code_N] & timed_N
-    key_N = None
     if settings.stay_column:
         if settings.stay_column not in events.columns:
             raise DataError(f"the events have no column {settings.stay_column!r} (tokenizer.stay_column)")
-        keys = events.select("subject_id", key=pl.when(pl.Series(timed_N)).then(settings.stay_column))
-        first = keys.select(pl.struct(pl.all()).is_first_distinct() & pl.col("key").is_not_null()).to_series()
-        opens_N = first.to_numpy()
-        key_N = keys["key"].fill_null("").cast(pl.Categorical).to_physical().to_numpy()
+        name_N = events[settings.stay_column].cast(pl.String)
+        key_N = name_N.fill_null("").cast(pl.Categorical).to_physical().to_numpy().astype(np.int64)
+        key_N[name_N.is_null().to_numpy() | ~timed_N] = -1
+        stays = stays_by_key(rows.subject_N, rows.time_N, key_N, closes_N)
     else:
         opens_N = rows.per_code(starts_with(settings.admission_codes), bool)[rows.code_N] & timed_N
-    stays = find_stays(rows.subject_N, rows.time_N, opens_N, closes_N)
-    if key_N is not None:
-        stays = _own_rows(stays, key_N[stays.order_N])
+        stays = find_stays(rows.subject_N, rows.time_N, opens_N, closes_N)
     ordered = rows.where(stays.order_N)
     born = rows.where(rows.per_code(BIRTH.__eq__, bool)[rows.code_N] & timed_N)
     birth_S = births(rows, born)
@@ -93,13 +90,6 @@ def arrange(events: pl.DataFrame, settings: FmsConfig) -> StayRows:
     )
     age_K = _span(birth_S[stays.subject_K], stays.start_K) / YEAR_US
     return StayRows(ordered, frame, stays, birth_S, age_K)
-
-
-def _own_rows(stays: Stays, key_N: np.ndarray) -> Stays:
-    """Only the rows that name the hospitalization that they are in."""
-    own_N = stays.stay_N >= 0
-    own_N[own_N] = key_N[own_N] == key_N[stays.first_K[stays.stay_N[own_N]]]
-    return dataclasses.replace(stays, stay_N=np.where(own_N, stays.stay_N, -1))
 
 
 def _span(from_N: np.ndarray, to_N: np.ndarray) -> np.ndarray:
@@ -193,7 +183,6 @@ def find_prefix(found: StayRows, prefix: Sequence[Entry]) -> Items:
     instant_N = np.cumsum((np.diff(rows.subject_N, prepend=0) != 0) | (np.diff(rows.time_N, prepend=0) != 0))
     until_K = np.searchsorted(instant_N, instant_N[stays.first_K], side="right")
     subject_K = np.searchsorted(rows.subject_N, stays.subject_K)
-    instant_K = np.searchsorted(instant_N, instant_N[stays.first_K])
     name_PK, value_PK, row_PK = [], [], []
     for entry in prefix:
         unknown = names.of(f"{entry.prefix}_UNKNOWN")
@@ -209,9 +198,16 @@ def find_prefix(found: StayRows, prefix: Sequence[Entry]) -> Items:
                 value_K = np.where(met, value_K, np.float32("nan"))
         else:
             at = np.flatnonzero(_mask(found, entry, np.ones(len(rows.time_N), bool)))
-            last_K = np.searchsorted(at, until_K) - 1  # the last such row up to the admission
-            row_K = np.append(at, -1)[last_K]
-            has_K = (last_K >= 0) & (row_K >= (instant_K if entry.at_admission else subject_K))
+            if entry.at_admission:  # the stay's own: another one may begin in the same instant
+                at = at[stays.stay_N[at] >= 0]
+                at = at[instant_N[at] == instant_N[stays.first_K[stays.stay_N[at]]]]
+                row_K = np.full(size, -1)
+                row_K[stays.stay_N[at]] = at  # ascending, so that the last row stays
+                has_K = row_K >= 0
+            else:
+                last_K = np.searchsorted(at, until_K) - 1  # the last such row up to the admission
+                row_K = np.append(at, -1)[last_K]
+                has_K = (last_K >= 0) & (row_K >= subject_K)
             chosen = row_K[has_K]
             name_C = names.of_rows(rows, chosen, entry.prefix if entry.numeric else None, entry)
             name_K[has_K] = name_C[rows.code_N[chosen]]

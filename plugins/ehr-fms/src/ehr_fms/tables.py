@@ -45,6 +45,8 @@ class Entry:
 
 def read_tables(path: Path) -> dict[str, list[Any]]:
     """The tables of a YAML file. Raises ConfigError that names the file."""
+    if path.is_dir():
+        raise ConfigError(f"tokenizer.tables: {path} is a folder; give a YAML file")
     try:
         found: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
