@@ -1,3 +1,7 @@
+import copy
+import json
+import warnings
+
 import pytest
 import torch
 from ehr_core.errors import ConfigError, FormatError
@@ -6,9 +10,13 @@ from ehr_models.adapters import count_parameters, load, merge, save, target_name
 from ehr_models.bert import build as build_bert
 from ehr_models.bert_settings import BertConfig
 from ehr_models.gpt import build
-from ehr_models.objectives.classification import Classification
+from ehr_models.head_settings import MultilabelConfig
+from ehr_models.hf import build as build_hf
+from ehr_models.hf_settings import HFConfig
+from ehr_models.objectives.classification import Classification, Multilabel
 from ehr_models.objectives.next_token import NextToken
 from ehr_models.settings import ClassificationConfig, GPTConfig, NextTokenConfig
+from peft import LoraConfig, get_peft_model
 
 WIDTH, V = 32, 100
 SHAPE = {"num_layers": 2, "num_heads": 4, "width": WIDTH, "context_length": 64}
@@ -17,6 +25,18 @@ FAMILIES = {
     "modern": lambda: build(GPTConfig(**SHAPE, norm="rms", mlp="swiglu", positions="rotary", qk_norm=True), V),
     "experts": lambda: build(GPTConfig(**SHAPE, num_experts=4), V),
     "bert": lambda: build_bert(BertConfig(**SHAPE, mlp_width=64), V),
+}
+TIED = {"tie_word_embeddings": True}
+GROWING = {
+    "gpt": FAMILIES["gpt"],
+    "bert": FAMILIES["bert"],
+    "bert, not tied": lambda: build_bert(BertConfig(**SHAPE, mlp_width=64, tied=False), V),
+    "llama": lambda: build_hf(HFConfig(**SHAPE), V),
+    "llama, tied": lambda: build_hf(HFConfig(**SHAPE, overrides=TIED), V),
+    "bert of transformers": lambda: build_hf(HFConfig(**SHAPE, architecture="bert", kind="masked"), V),
+    "roberta": lambda: build_hf(HFConfig(**SHAPE, architecture="roberta", kind="masked"), V),
+    "distilbert": lambda: build_hf(HFConfig(**SHAPE, architecture="distilbert", kind="masked"), V),
+    "modernbert": lambda: build_hf(HFConfig(**SHAPE, architecture="modernbert", kind="masked"), V),
 }
 VARIANTS = {**PRESETS, "dropped": AdapterConfig(dropout=0.3, targets="all"), "table": AdapterConfig(embeddings=True)}
 
@@ -59,7 +79,7 @@ def test_a_fresh_adapter_changes_nothing_and_every_tensor_of_it_learns_and_count
     hidden = model(tokens()).last_hidden_state
     (model.lm_logits(hidden)[..., 7:V] * torch.randn(V - 7)).sum().backward()
     named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    assert all("lora_" in name or "embeddings" in name for name in named)
+    assert all("lora_" in name or "embeddings" in name or "head" in name for name in named)
     assert [name for name, weight in named.items() if weight.grad is None or not weight.grad.any()] == []
     assert all(weight.grad is None for weight in model.parameters() if not weight.requires_grad)
     with torch.no_grad():
@@ -118,6 +138,22 @@ def test_routers_and_experts_are_not_adapted():
         wrap(FAMILIES["experts"](), AdapterConfig(targets="feed_forward"))
 
 
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_peft_by_itself_adapts_routers_and_merged_equals_unmerged(dora, dtype):
+    base = FAMILIES["experts"]().to(dtype)
+    score = base.blocks[0].mlp.scores(torch.randn(5, WIDTH, dtype=dtype))
+    assert score.dtype == torch.float32
+    model = trained(get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", use_dora=dora)))
+    model.lm_logits(model(tokens()).last_hidden_state)[..., :V].square().mean().backward()
+    learning = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+    assert [name for name, grad in learning.items() if grad is None or not grad.any()] == []
+    assert any("router" in name for name in learning)
+    if dtype == torch.float32:
+        expected = logits(model.eval())
+        close(logits(model.merge_and_unload()), expected)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_adapter_comes_back_with_its_head_and_its_table(variant, tmp_path, pack, windows):
     base = FAMILIES["gpt"]().eval()
@@ -134,18 +170,69 @@ def test_an_adapter_comes_back_with_its_head_and_its_table(variant, tmp_path, pa
     assert torch.equal(head.predict(loaded, batch), chance)
 
 
-def test_what_was_trained_for_a_grown_vocabulary_comes_back_on_the_base_as_it_was(tmp_path):
-    base = FAMILIES["gpt"]().eval()
-    fresh = {name: weight.clone() for name, weight in base.state_dict().items()}
-    base.resize_token_embeddings(150)
-    model = trained(wrap(base, AdapterConfig(embeddings=True))).eval()
+def shared(model):
+    """Names of the parameters that are one."""
+    found = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(weight), set()).add(name)
+    return [names for names in found.values() if len(names) > 1]
+
+
+@pytest.fixture(params=GROWING)
+def growing(request):
+    return GROWING[request.param]().eval()
+
+
+def test_all_that_was_trained_for_a_grown_vocabulary_comes_back_on_the_base_as_it_was(growing, tmp_path):
+    again, shapes = copy.deepcopy(growing), {name: weight.shape for name, weight in growing.named_parameters()}
+    growing.resize_token_embeddings(150)
+    grown = [name for name, weight in growing.named_parameters() if weight.shape != shapes[name]]
+    model = wrap(growing, AdapterConfig(embeddings=True))
+    learning = {name.replace("modules_to_save.default.", "") for name, w in model.named_parameters() if w.requires_grad}
+    alias = {one: names for names in shared(again) for one in names}
+    for name in grown:
+        assert any(f"base_model.model.{one}" in learning for one in alias.get(name, {name})), f"{name} learns nothing"
+    trained(model).eval()
     ids = torch.tensor([[8, 120, 149]])
-    expected = model(ids).last_hidden_state
+    hidden = model(ids).last_hidden_state
+    expected = model.lm_logits(hidden)
     save(model, tmp_path / "adapter")
-    again = FAMILIES["gpt"]().eval()
-    again.load_state_dict(fresh)
-    assert torch.equal(load(again, tmp_path / "adapter")(ids).last_hidden_state, expected)
+    loaded = load(again, tmp_path / "adapter")
+    assert torch.equal(loaded(ids).last_hidden_state, hidden)
+    assert torch.equal(loaded.lm_logits(hidden), expected)
     assert again.config.vocab_size == 150
+
+
+def test_what_was_tied_is_tied_while_it_learns_and_when_it_is_merged(growing, tmp_path):
+    ties, before = shared(growing), logits(growing)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*tie")
+        model = trained(wrap(growing, AdapterConfig(embeddings=True))).eval()
+        step = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.1)
+        model.lm_logits(model(tokens()).last_hidden_state)[..., :V].square().mean().backward()
+        step.step()
+        expected = logits(model)
+        with model.disable_adapter():
+            assert torch.equal(logits(model), before)
+        plain = merge(model).eval()
+    close(logits(plain), expected)
+    assert shared(plain) == ties
+    plain.save_pretrained(tmp_path)
+    loaded = type(plain).from_pretrained(tmp_path).eval()
+    assert shared(loaded) == ties
+    assert torch.equal(logits(loaded), logits(plain))
+
+
+def test_one_more_adapter_without_a_table_shares_a_tied_base():
+    base = GROWING["llama, tied"]().eval()
+    model = trained(wrap(base, AdapterConfig(embeddings=True), "table")).eval()
+    first = logits(model)
+    model = trained(wrap(model, preset("lora"), "plain")).eval()
+    second = logits(model)
+    assert not torch.allclose(first, second)
+    model.set_adapter("table")
+    assert torch.equal(logits(model), first)
+    close(logits(merge(model)), first)
 
 
 def test_several_adapters_share_one_base(tmp_path):
@@ -180,6 +267,63 @@ def test_an_adapter_for_another_base_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(found.value)
 
 
+def test_a_head_is_loaded_into_the_objective_it_was_trained_with_and_no_other(tmp_path):
+    base = FAMILIES["gpt"]()
+    heads = {
+        "last": Classification(ClassificationConfig(), WIDTH),
+        "mean": Classification(ClassificationConfig(pooling="mean"), WIDTH),
+        "many": Multilabel(MultilabelConfig(), WIDTH),
+    }
+    model = wrap(copy.deepcopy(base), preset("lora"))
+    save(model, tmp_path / "none")
+    save(model, tmp_path / "last", heads["last"])
+    for folder, name, words in (
+        ("last", "mean", "the head of an objective with pooling=last, and this one has pooling=mean; build the one"),
+        ("last", "many", "with name=classification.*, and this one has name=multilabel, .*num_labels=1"),
+        ("none", "last", "none was saved without a head; save it with its objective, or load it without one"),
+    ):
+        with pytest.raises(FormatError, match=words) as raised:
+            load(copy.deepcopy(base), tmp_path / folder, heads[name])
+        assert "\n" not in str(raised.value)
+    for folder, objective in (("last", None), ("last", NextToken(NextTokenConfig(), WIDTH)), ("last", heads["last"])):
+        load(copy.deepcopy(base), tmp_path / folder, objective)
+    facts = json.loads((tmp_path / "last" / "adapter.json").read_text())
+    (tmp_path / "last" / "adapter.json").write_text(json.dumps({**facts, "objective": {"name": "of a plugin"}}))
+    with pytest.raises(FormatError, match="name=of a plugin"):
+        load(copy.deepcopy(base), tmp_path / "last", heads["last"])
+    (tmp_path / "last" / "adapter.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "objective"}))
+    with pytest.raises(FormatError, match=r"does not describe an adapter.*'objective'.*; save it again"):
+        load(copy.deepcopy(base), tmp_path / "last")
+
+
+def test_a_folder_may_be_text_as_the_readme_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base, objective = FAMILIES["gpt"](), Classification(ClassificationConfig(), WIDTH)
+    model = trained(wrap(copy.deepcopy(base), preset("lora")))
+    save(model, "ADAPTER", objective)
+    assert torch.equal(logits(load(base, "ADAPTER", objective)), logits(model.eval()))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "objective.safetensors"])
+def test_damaged_and_missing_tensors_are_one_clear_error_and_leave_the_network_as_it_was(name, tmp_path):
+    base, objective = FAMILIES["gpt"](), Classification(ClassificationConfig(), WIDTH)
+    save(wrap(copy.deepcopy(base), preset("lora")), tmp_path / "adapter", objective)
+    for damage in (lambda path: path.write_bytes(path.read_bytes()[:-9]), lambda path: path.unlink()):
+        damage(tmp_path / "adapter" / name)
+        with pytest.raises(FormatError, match=rf"{name} is missing or damaged .*; save the adapter again") as raised:
+            load(base, tmp_path / "adapter", objective)
+        assert "\n" not in str(raised.value)
+        assert not any("lora_" in weight for weight in base.state_dict())
+
+
+def test_saving_an_adapter_that_is_not_there_is_one_clear_error(tmp_path):
+    base = FAMILIES["gpt"]()
+    with pytest.raises(ConfigError, match="no adapter 'default'; it has none"):
+        save(base, tmp_path / "adapter")
+    with pytest.raises(ConfigError, match="no adapter 'other'; it has default"):
+        save(wrap(base, preset("lora")), tmp_path / "adapter", name="other")
+
+
 def test_damaged_and_foreign_folders_are_refused(tmp_path):
     base = FAMILIES["gpt"]()
     with pytest.raises(FormatError, match=r"adapter\.json is missing"):
@@ -198,6 +342,8 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path):
 def test_settings_that_cannot_be_are_one_clear_error():
     for settings, words in (
         (AdapterConfig(rank=0), "rank is 0"),
+        (AdapterConfig(rank=2.5), "rank is 2.5; it must be of type int"),
+        (AdapterConfig(targets=["q_proj"]), "must be of type str"),
         (AdapterConfig(targets="head"), "targets is 'head'; it must be one of attention, feed_forward, all"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -1,10 +1,15 @@
 """Architectures of transformers inside our contract: exact on packed rows, saved and loaded, refused with a line."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from ehr_core.errors import ConfigError, DataError, FormatError
+from ehr_models.gpt import build as build_gpt
 from ehr_models.hf import HFModel, build
 from ehr_models.hf_settings import HFConfig
+from ehr_models.settings import GPTConfig
 from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM
 
 SHAPE = {"num_layers": 2, "num_heads": 4, "width": 32, "context_length": 64}
@@ -121,6 +126,28 @@ def test_a_saved_model_loads_bit_for_bit(architecture, kind, pack, windows, tmp_
         HFModel.from_pretrained(tmp_path, vocab_size=99)
 
 
+@pytest.mark.parametrize("kind", ["ehr-gpt", "llama"])
+def test_a_folder_with_a_model_of_another_kind_is_refused_before_any_is_made(kind, tmp_path, llama, monkeypatch):
+    (build_gpt(GPTConfig(), 100) if kind == "ehr-gpt" else llama.inner).save_pretrained(tmp_path)
+    monkeypatch.setattr(HFModel, "__init__", None)
+    with pytest.raises(FormatError, match=f"is a model of type '{kind}', not 'ehr-hf'; load it with") as raised:
+        HFModel.from_pretrained(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("architecture", "kind", "packing"), ARCHITECTURES)
+def test_a_copy_is_the_same_network_and_shares_nothing(architecture, kind, packing, windows):
+    model, token = sharp(architecture, kind), windows(20)[0][None]
+    expected = model.lm_logits(model(token).last_hidden_state)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other.lm_logits(other(token).last_hidden_state), expected)
+        with torch.no_grad():
+            for weight in other.parameters():
+                weight.zero_()
+        assert not other.lm_logits(other(token).last_hidden_state)[..., :100].any()
+    assert torch.equal(model.lm_logits(model(token).last_hidden_state), expected)
+
+
 def test_the_inner_network_is_saved_as_one_of_its_own(llama, windows, tmp_path):
     llama.inner.save_pretrained(tmp_path)
     theirs, token = AutoModelForCausalLM.from_pretrained(tmp_path), windows(20)[0][None]
@@ -142,6 +169,13 @@ def test_resizing_keeps_old_rows_bit_for_bit(architecture, size, tmp_path):
     assert torch.isneginf(logits[..., size:]).all()
     model.save_pretrained(tmp_path)
     assert HFModel.from_pretrained(tmp_path).config.vocab_size == size
+
+
+@pytest.mark.parametrize("architecture", ["ibert", "esm"])
+def test_an_architecture_that_cannot_change_its_vocabulary_says_so_in_one_line(architecture):
+    with pytest.raises(ConfigError, match=f"the vocabulary of {architecture} cannot be changed") as raised:
+        sharp(architecture, "masked").resize_token_embeddings(300)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +224,11 @@ def test_overrides_reach_the_architecture():
         ({"packing": "tight"}, "packing is 'tight'"),
         ({"width": 30}, "width is 30; it must be a multiple of model.num_heads, 4"),
         ({"num_layers": 0}, "num_layers is 0"),
+        ({"architecture": "fnet", "kind": "masked"}, "fnet mixes padding into the states of a window"),
+        (
+            {"architecture": "fnet", "kind": "masked", "packing": "rows"},
+            "fnet mixes padding into the states of a window",
+        ),
         ({"architecture": "electra", "kind": "masked"}, "how it computes logits is not known here"),
     ],
 )

@@ -9,6 +9,8 @@ import torch
 from ehr_core.errors import ConfigError, NotApplicable
 from ehr_core.testing import model_checks
 from ehr_models.gpt import GPT, build
+from ehr_models.layout import make_layout
+from ehr_models.moe import MoE
 from ehr_models.settings import GPTConfig
 
 
@@ -70,6 +72,13 @@ class RefusesInTwoLines(GPT):
         raise ConfigError("no\ncache")
 
 
+class DeniesItsOrder(GPT):
+    causal = False
+
+    def layout(self, token_BT, segment_BT, *args):
+        return make_layout(segment_BT, True, self.config.hidden_size // self.config.num_attention_heads, False)
+
+
 class HasADeadParameter(GPT):
     def __init__(self, config):
         super().__init__(config)
@@ -86,7 +95,13 @@ class DeniesCheckpointing(NeverRecomputes):
 
 
 class BypassesALinearLayer(GPT):
-    not_adapted = ()  # the router's weight is read without calling it
+    not_adapted = ()
+
+    def __init__(self, config):
+        super().__init__(config)
+        for module in self.modules():
+            if isinstance(module, MoE):  # reads the router's weight without calling it
+                module.scores = lambda x, router=module.router: torch.nn.functional.linear(x, router.weight)
 
 
 class ForgetsAScale(Changed):
@@ -168,4 +183,4 @@ def test_what_a_network_declares_not_to_have_is_not_checked(tmp_path):
     with pytest.raises(NotApplicable, match="declares no cache"):
         model_checks.check_model_cache("model", component(encoder), tmp_path)
     with pytest.raises(AssertionError, match="causal is False"):
-        model_checks.check_model_causality("model", component(encoder), tmp_path)
+        model_checks.check_model_causality("model", component(DeniesItsOrder), tmp_path)

@@ -226,6 +226,16 @@ def test_gradients_reach_every_parameter_with_checkpointing_as_without(pack, win
         assert plain.abs().sum() > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_are_the_product_in_float32_to_the_last_bit(dtype):
+    mlp = build(GPTConfig(**SHAPE), 100).to(dtype).blocks[1].mlp
+    x = torch.randn(50, 32, dtype=dtype)
+    expected = torch.nn.functional.linear(x.float(), mlp.router.weight.float())
+    assert torch.equal(mlp.scores(x), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(mlp.scores(x), expected)
+
+
 def test_routing_stays_in_float32_under_autocast(pack, windows):
     made = build(GPTConfig(**SHAPE), 100)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -25,7 +25,8 @@ class AdapterConfig:
     rslora: bool = False
     """Scale by alpha / sqrt(r), which suits high ranks (Kalajdzievski 2023)."""
     embeddings: bool = False
-    """Train the token table as well, and keep it with the adapter; for vocabularies that have grown."""
+    """Train the token table and the output layer as well, and keep them with the adapter; for vocabularies that have
+    grown."""
 
 
 PRESETS = {
@@ -55,10 +56,16 @@ def resolve(asked: str | Mapping[str, Any]) -> AdapterConfig:
             f"allowed: {', '.join(PRESETS)}"
         )
     defaults = asdict(base)
-    for key, value in changes.items():
+    for key in changes:
         if key not in defaults:
             raise ConfigError(f"adapter has no setting {key!r}; allowed: {', '.join(defaults)}")
-        kind = type(defaults[key])
+    check_types(changes)
+    return replace(base, **changes)
+
+
+def check_types(values: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a setting's value of another type than its default's."""
+    for key, value in values.items():
+        kind = type(getattr(AdapterConfig, key))
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise ConfigError(f"adapter.{key} is {value!r}; it must be of type {kind.__name__}")
-    return replace(base, **changes)

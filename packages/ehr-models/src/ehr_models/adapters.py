@@ -1,11 +1,12 @@
 """Adapters: small trained parts on a frozen network, made with peft, and kept with what else was trained.
 
-FOLDER/adapter_config.json  adapter_model.safetensors   as peft reads them, with a token table that was trained
-FOLDER/adapter.json                                     settings, the base it is for, the size of its vocabulary
+FOLDER/adapter_config.json  adapter_model.safetensors   as peft reads them, with token table and output layer if trained
+FOLDER/adapter.json                                     settings, base, size of the vocabulary, the objective's settings
 FOLDER/objective.safetensors                            the head, where the objective has parameters
 
 Every linear layer of our networks is a module that is called, so an adapter on it is in the path of every forward;
-experts are no linear layers and stay as they are.
+experts are no linear layers and stay as they are. Whatever grows with the vocabulary is trained and kept with the token
+table: biases and the output layer, tied where it was tied.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ehr_core.config import to_plain
 from ehr_core.errors import ConfigError, FormatError
 from ehr_core.formats.folder import new_folder, read_json, write_json
 from peft import (
@@ -24,16 +26,19 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from ehr_models.adapter_settings import AdapterConfig, resolve
+from ehr_models.adapter_settings import AdapterConfig, check_types, resolve
 from ehr_models.digest import weights_digest
 
 TARGETS = ("attention", "feed_forward", "all")
 FACTS, TENSORS, HEAD = "adapter.json", "adapter_model.safetensors", "objective.safetensors"
 NOT_ADAPTED = ("router", "lm_head")
 DEFAULT = "default"
+ORIGINAL = ".original_module."
+"""What peft puts into the names of tensors beside which it trains a copy."""
 
 
 def wrap(model: Any, settings: AdapterConfig, name: str = DEFAULT) -> PeftModel:
@@ -42,17 +47,22 @@ def wrap(model: Any, settings: AdapterConfig, name: str = DEFAULT) -> PeftModel:
     A model that has adapters gets one more and uses it. Raises ConfigError for settings that cannot be.
     """
     peft_config = _peft_config(_plain(model), settings)
-    if isinstance(model, PeftModel):
-        if name in model.peft_config:
-            raise ConfigError(f"the model has an adapter {name!r} already; give the new one another name")
-        model.add_adapter(name, peft_config)
-        model.set_adapter(name)
-    else:
-        bases = {table: weights_digest(model, _left_out(model, table)) for table in (False, True)}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of transformers, about what peft asks it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about what peft asks it
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # it stays so, see below
+        if isinstance(model, PeftModel):
+            if name in model.peft_config:
+                raise ConfigError(f"the model has an adapter {name!r} already; give the new one another name")
+            model.add_adapter(name, peft_config)
+            model.set_adapter(name)
+        else:
+            bases = {table: weights_digest(model, _left_out(model, table)) for table in (False, True)}
             model = get_peft_model(model, peft_config, adapter_name=name)
-        model.ehr_bases, model.ehr_settings = bases, {}
+            model.ehr_bases, model.ehr_settings = bases, {}
+    if settings.embeddings:  # peft copies one module after the other, and what was tied is no more
+        copies = f".modules_to_save.{name}."
+        for names in _replaced(_plain(model)):
+            _tie(_plain(model), [each.replace(ORIGINAL, copies) for each in names if ORIGINAL in each])
     model.ehr_settings[name] = settings
     return model
 
@@ -67,37 +77,41 @@ def apply(model: Any, asked: str | Mapping[str, Any]) -> PeftModel:
     return wrap(model, resolve(asked))
 
 
-def save(model: PeftModel, folder: Path, objective: nn.Module | None = None, name: str = DEFAULT) -> None:
-    """Write one adapter with the token table, if it was trained, and the objective's head."""
-    settings: AdapterConfig = model.ehr_settings[name]
-    tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+def save(model: PeftModel, folder: str | Path, objective: nn.Module | None = None, name: str = DEFAULT) -> None:
+    """Write one adapter with the token table and the output layer, if they were trained, and the objective's head.
+
+    Raises ConfigError for a name that no adapter has, and FormatError where the folder exists.
+    """
+    known: dict[str, AdapterConfig] = getattr(model, "ehr_settings", {})
+    if name not in known:
+        raise ConfigError(f"the model has no adapter {name!r}; it has {', '.join(known) or 'none that `wrap` gave it'}")
     facts = {
-        "settings": dataclasses.asdict(settings),
-        "base": model.ehr_bases[settings.embeddings],
+        "settings": dataclasses.asdict(known[name]),
+        "base": model.ehr_bases[known[name].embeddings],
         "vocab_size": _plain(model).config.vocab_size,
-        "head": bool(objective is not None and objective.state_dict()),
+        "objective": _objective(objective),
     }
-    with new_folder(folder) as partial:
+    with new_folder(Path(folder)) as partial:
         model.peft_config[name].save_pretrained(str(partial))
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial / TENSORS)
-        if objective is not None and facts["head"]:
-            state = objective.state_dict()
-            save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, partial / HEAD)
+        _write(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False), partial / TENSORS)
+        if objective is not None and facts["objective"]:
+            _write(objective.state_dict(), partial / HEAD)
         write_json(partial / FACTS, facts)
 
 
-def load(model: Any, folder: Path, objective: nn.Module | None = None, name: str = DEFAULT) -> PeftModel:
+def load(model: Any, folder: str | Path, objective: nn.Module | None = None, name: str = DEFAULT) -> PeftModel:
     """The base with an adapter that `save` wrote, in use, and the objective with its head.
 
     A base whose vocabulary is smaller than that of an adapter with its own token table grows first. Raises FormatError
-    for an adapter that was made for other weights, or a folder that is none.
+    for an adapter that was made for other weights or another objective, or a folder that is none.
     """
+    folder = Path(folder)
     facts = read_json(folder / FACTS)
     try:
         settings, base, size = AdapterConfig(**facts["settings"]), facts["base"], facts["vocab_size"]
-        has_head = facts["head"]
+        trained = facts["objective"]
     except (KeyError, TypeError) as error:
-        raise FormatError(f"{folder / FACTS} does not describe an adapter: {error!r}") from error
+        raise FormatError(f"{folder / FACTS} does not describe an adapter ({error!r}); save it again") from error
     if isinstance(model, PeftModel):
         found = model.ehr_bases[settings.embeddings]
     else:
@@ -107,12 +121,13 @@ def load(model: Any, folder: Path, objective: nn.Module | None = None, name: str
             f"{folder} is an adapter for a base with weights {base[:12]}, and this model has {found[:12]}; "
             "load the model that it was trained on"
         )
+    tensors, head = _read(folder / TENSORS), _read_head(folder, objective, trained)
     _fit_vocabulary(model, settings, size, folder)
     wrapped = wrap(model, settings, name)
-    _fill(wrapped, load_file(folder / TENSORS), name, folder)
-    if objective is not None and has_head:
+    _fill(wrapped, tensors, name, folder)
+    if objective is not None and head is not None:
         try:
-            objective.load_state_dict(load_file(folder / HEAD))
+            objective.load_state_dict(head)
         except RuntimeError as error:
             raise FormatError(
                 f"{folder / HEAD} is the head of another objective; build the one it was trained with"
@@ -122,7 +137,11 @@ def load(model: Any, folder: Path, objective: nn.Module | None = None, name: str
 
 def merge(model: PeftModel) -> Any:
     """The network with the adapter in use added to its weights, as if it had been trained so; a plain network."""
-    return model.merge_and_unload()
+    ties = _replaced(_plain(model))
+    plain = model.merge_and_unload()
+    for names in ties:  # a bias may have a second name outside of what was replaced
+        _tie(plain, [each.replace(ORIGINAL, ".") for each in names])
+    return plain
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
@@ -153,6 +172,7 @@ def target_names(model: nn.Module, targets: str) -> list[str]:
 
 
 def _peft_config(plain: Any, settings: AdapterConfig) -> LoraConfig:
+    check_types(dataclasses.asdict(settings))
     if min(settings.rank, settings.alpha) < 1 or not 0 <= settings.dropout < 1:
         raise ConfigError(
             f"adapter: rank is {settings.rank}, alpha {settings.alpha} and dropout {settings.dropout}; "
@@ -160,7 +180,7 @@ def _peft_config(plain: Any, settings: AdapterConfig) -> LoraConfig:
         )
     table = None
     if settings.embeddings:
-        table = [_table_name(plain)]
+        table = _vocabulary_parts(plain)
         if getattr(_table(plain), "projection", None) is not None:
             raise ConfigError("adapter.embeddings cannot train a token table behind a projection; set it to false")
     return LoraConfig(
@@ -189,18 +209,77 @@ def _table(plain: Any) -> nn.Module:
     return table
 
 
-def _table_name(plain: Any) -> str:
-    """Full name of the token table among the modules."""
-    table = _table(plain)
-    return next(name for name, module in plain.named_modules() if module is table)
+def _vocabulary_parts(plain: Any) -> list[str]:
+    """Full names of the modules that grow with the vocabulary: the token table, and what is an output layer's own."""
+    network = getattr(plain, "inner", plain)
+    parts = (_table(plain), network.get_output_embeddings(), getattr(plain, "head", None))
+    return [name for name, module in plain.named_modules() if any(module is part for part in parts)]
 
 
-def _left_out(model: Any, embeddings: bool) -> list[str]:
-    """Tensors that do not say which base it is: the token table, where an adapter brings its own."""
+def _left_out(model: Any, embeddings: bool) -> set[str]:
+    """Tensors that do not say which base it is: all that grows with the vocabulary, where an adapter brings its own."""
     if not embeddings:
-        return []
-    name = _table_name(model)
-    return [key for key in model.state_dict() if key.startswith(f"{name}.")]
+        return set()
+    parts = tuple(f"{name}." for name in _vocabulary_parts(model))
+    left_out = {name for name in model.state_dict() if name.startswith(parts)}
+    return left_out.union(*(names for names in _names_of(model).values() if left_out & {*names}))
+
+
+def _names_of(model: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """Parameters with their names, of which tied ones have several."""
+    found: dict[nn.Parameter, list[str]] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        found.setdefault(weight, []).append(name)
+    return found
+
+
+def _replaced(plain: nn.Module) -> list[list[str]]:
+    """Names of each parameter beside which a copy is trained, those that say so first."""
+    found = (sorted(names, key=lambda name: ORIGINAL not in name) for names in _names_of(plain).values())
+    return [names for names in found if ORIGINAL in names[0]]
+
+
+def _tie(model: nn.Module, names: list[str]) -> None:
+    """Let all names stand for the parameter that the first one stands for."""
+    for name in names[1:]:
+        owner, _, own_name = name.rpartition(".")
+        setattr(model.get_submodule(owner), own_name, model.get_parameter(names[0]))
+
+
+def _objective(objective: nn.Module | None) -> Any:
+    """Whose head is kept: the objective's settings, or its class where it keeps none; None where it has no head."""
+    if objective is None or not objective.state_dict():
+        return None
+    return to_plain(getattr(objective, "settings", None)) or {"name": type(objective).__name__}
+
+
+def _read_head(folder: Path, objective: nn.Module | None, trained: Any) -> dict[str, Tensor] | None:
+    """The head that belongs to an objective, or None for one without parameters."""
+    asked = _objective(objective)
+    if asked is None:
+        return None
+    if trained is None:
+        raise FormatError(f"{folder} was saved without a head; save it with its objective, or load it without one")
+    if odd := [key for key in {**trained, **asked} if trained.get(key) != asked.get(key)]:
+        kept, wanted = (", ".join(f"{key}={one.get(key)}" for key in odd) for one in (trained, asked))
+        raise FormatError(
+            f"{folder} holds the head of an objective with {kept}, and this one has {wanted}; "
+            "build the one it was trained with"
+        )
+    return _read(folder / HEAD)
+
+
+def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
+    # Clones, because tied tensors have two names, peft asks for both, and a file of safetensors shares no memory.
+    whole = torch.contiguous_format
+    save_file({key: value.detach().cpu().clone(memory_format=whole) for key, value in tensors.items()}, path)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise FormatError(f"{path} is missing or damaged ({error}); save the adapter again") from error
 
 
 def _fit_vocabulary(model: Any, settings: AdapterConfig, size: int, folder: Path) -> None:

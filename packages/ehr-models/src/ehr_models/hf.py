@@ -8,12 +8,13 @@ Shapes: B rows, T positions, N = B * T, D width, V vocabulary, P rows of the tok
 """
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from ehr_core.config import nearest
-from ehr_core.errors import ConfigError
+from ehr_core.errors import ConfigError, FormatError
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
@@ -71,11 +72,23 @@ class HFModel(EhrModel):
         made = AutoConfig.for_model(described.pop("model_type"), **described)
         self.inner = KINDS[config.kind][0].from_config(made)
         self._no_split_modules = self.inner._no_split_modules
-        self.arguments = inspect.signature(self.inner.base_model.forward).parameters
-        self.head = find_head(self.inner, config.kind)
+        self.arguments = frozenset(inspect.signature(self.inner.base_model.forward).parameters)
+        find_head(self.inner, config.kind)  # says now where there is none
         self.not_adapted = MAMBA_WEIGHTS if "amba" in made.model_type else ()
         self.keeps: bool | None = None
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As `EhrModel.from_pretrained`; raises FormatError for a model of another kind before any is made."""
+        if os.path.isdir(path):
+            kind = EhrHFConfig.get_config_dict(path, local_files_only=True)[0].get("model_type")
+            if kind != EhrHFConfig.model_type:
+                raise FormatError(
+                    f"{path} is a model of type {kind!r}, not {EhrHFConfig.model_type!r}; load it with its own class, "
+                    "or any with transformers' AutoModel"
+                )
+        return super().from_pretrained(path, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The inner network's token table."""
@@ -167,7 +180,7 @@ class HFModel(EhrModel):
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) to (..., P); padded ids are at minus infinity, so that they are never predicted or sampled."""
-        logits = scale_logits(self.inner.config, self.head(hidden))
+        logits = scale_logits(self.inner.config, find_head(self.inner, self.config.kind)(hidden))
         V, P = self.config.vocab_size, logits.shape[-1]
         if P == V:
             return logits
@@ -184,9 +197,17 @@ class HFModel(EhrModel):
         config = self.config
         config.pad_vocab_to_multiple_of = pad_to_multiple_of or config.pad_vocab_to_multiple_of
         config.vocab_size = new_num_tokens or config.vocab_size
-        self.inner.resize_token_embeddings(self.num_rows, mean_resizing=mean_resizing)
+        try:
+            self.inner.resize_token_embeddings(self.num_rows, mean_resizing=mean_resizing)
+            table = self.get_input_embeddings()
+            self.lm_logits(table.weight.new_zeros(1, config.hidden_size))
+        except Exception as error:  # each architecture fails in its own way
+            name = self.inner.config.model_type
+            raise ConfigError(
+                f"the vocabulary of {name} cannot be changed; load or build the network again: {one_line(error)}"
+            ) from error
         config.architecture = describe(self.inner.config)
-        return self.get_input_embeddings()
+        return table
 
 
 def find_head(inner: Any, kind: str) -> Callable[[Tensor], Tensor]:
@@ -309,12 +330,16 @@ def choose_packing(model: HFModel, settings: HFConfig) -> None:
     if not known:
         raise ConfigError(f"model.architecture={name}: how it computes logits is not known here")
     far = 2 * model.config.max_position_embeddings  # encoders look half as far to each side
-    if settings.packing != "rows" and not (sees_as_far_as(model, far) and packs_exactly(model)):
+    takes_mask = {"attention_mask", "position_ids"} <= model.arguments and sees_as_far_as(model, far)
+    if settings.packing != "rows" and not (takes_mask and packs_exactly(model)):
         if settings.packing == "mask":
-            raise ConfigError(
-                f"model.packing=mask does not keep the windows of {name} apart; use model.packing=rows, which is exact"
-            )
+            raise ConfigError(f"model.packing=mask does not keep the windows of {name} apart; use model.packing=rows")
         model.config.packing = "rows"
+    if model.config.packing == "rows" and not packs_exactly(model):
+        raise ConfigError(
+            f"model.architecture={name} mixes padding into the states of a window, even in a row of its own, so that "
+            "they depend on the windows beside it; choose another architecture"
+        )
     model.train(training)
 
 
@@ -339,13 +364,11 @@ def sees_as_far_as(model: HFModel, length: int) -> bool:
 
 
 def packs_exactly(model: HFModel) -> bool:
-    """Whether two windows in a row give, by a mask, what each gives alone."""
-    if not {"attention_mask", "position_ids"} <= set(model.arguments):
-        return False
+    """Whether two windows of unequal lengths in a row give, in the model's way of packing, what each gives alone."""
     token_BT = trial_tokens(model)
-    alone = torch.cat([model.run(part) for part in token_BT.split(TRIAL, dim=1)], dim=1)
     segment_BT = torch.repeat_interleave(torch.tensor([1, 2]), torch.tensor(TRIAL))[None].to(token_BT.device)
     try:
+        alone = torch.cat([model.run(part) for part in token_BT.split(TRIAL, dim=1)], dim=1)
         together = model(token_BT, segment_ids=segment_BT).last_hidden_state
     except (RuntimeError, ValueError, TypeError, IndexError):  # it takes no such mask
         return False

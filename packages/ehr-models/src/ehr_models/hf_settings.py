@@ -33,5 +33,5 @@ class HFConfig:
     """Further settings in the architecture's own names, for example ``{rope_parameters: {rope_theta: 500000.0}}``."""
     packing: str = "auto"
     """How windows of one row are kept apart. ``mask``: a block-diagonal mask and restarted positions; ``rows``: every
-    window is computed as a row of its own, which is exact for every architecture; ``auto``: a mask, where a trial shows
-    that it is exact."""
+    window is computed as a row of its own; ``auto``: a mask, where a trial shows that it is exact. An architecture that
+    is exact in neither way is refused."""

@@ -128,6 +128,14 @@ class Collect(torch.autograd.Function):
         return grad_MD.index_select(0, order_M), None, None
 
 
+class Router(nn.Linear):
+    """Scores in float32, whatever its weight is kept in; a layer that is called, so that an adapter on it counts."""
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """(N, D) float32 to (N, E)."""
+        return functional.linear(x_ND, self.weight.float())
+
+
 class MoE(nn.Module):
     """Router and experts in the place of an MLP."""
 
@@ -135,7 +143,7 @@ class MoE(nn.Module):
         """``noisy``: in training, experts are drawn by their scores (Gumbel noise) instead of taken by them."""
         super().__init__()
         self.num_experts, self.top_k, self.noisy = num_experts, top_k, noisy
-        self.router = nn.Linear(width, num_experts, bias=False)
+        self.router = Router(width, num_experts, bias=False)
         self.experts = Experts(num_experts, width, inner)
 
     def forward(self, x_BTD: Tensor, share_N: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -157,7 +165,8 @@ class MoE(nn.Module):
     def scores(self, x_ND: Tensor) -> Tensor:
         """Router scores (N, E), in float32 whatever the model computes in."""
         with torch.autocast(x_ND.device.type, enabled=False):
-            return functional.linear(x_ND.float(), self.router.weight.float())
+            score_NE: Tensor = self.router(x_ND.float())
+        return score_NE
 
     def choose(self, score_NE: Tensor) -> tuple[Tensor, Tensor]:
         """Experts (N, K) and their gates (N, K), which sum to 1; a single expert's is its probability among all,
