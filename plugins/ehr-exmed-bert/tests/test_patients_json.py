@@ -14,7 +14,7 @@ from ehr_exmed_bert.json_stream import patients as stream
 from ehr_exmed_bert.patients import PatientsJson, subject_of
 from ehr_exmed_bert.plugin import PatientsJsonConfig
 from ehr_tokenize.testing import check_meds
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 NESTED = {
@@ -211,6 +211,8 @@ def test_what_is_no_file_or_no_text_is_refused(tmp_path):
     executor = build("executor", SerialConfig())
     with pytest.raises(NotApplicable, match="is a folder"):
         PatientsJson(PatientsJsonConfig(path=str(tmp_path))).provide(tmp_path, executor)
+    with pytest.raises(FormatError, match=r"none.json is missing"):
+        PatientsJson(PatientsJsonConfig(path=str(tmp_path / "none.json"))).fingerprint()
     with pytest.raises(FormatError, match="No such file"):
         PatientsJson(PatientsJsonConfig(path=str(tmp_path / "none.json"))).provide(tmp_path, executor)
     (tmp_path / "latin.json").write_bytes(b'[{"patient_id": "\xe9"}]')
@@ -229,6 +231,7 @@ objects = st.lists(st.dictionaries(st.text(), json_values, max_size=4), max_size
 
 
 @settings(max_examples=150, deadline=None)
+@example([], -1.5e-07, True, None, 1)  # cut at every place, before and behind the point, the e and the sign
 @given(objects, json_values, st.booleans(), st.sampled_from([None, 2]), st.integers(1, 40))
 def test_the_stream_reads_what_json_reads_however_little_it_reads_at_once(
     tmp_path_factory, found, other, wrapped, indent, chunk

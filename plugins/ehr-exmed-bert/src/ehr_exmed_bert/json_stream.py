@@ -103,8 +103,8 @@ class _Reader:
         while True:
             try:
                 found, end = self.decoder.raw_decode(self.text, self.at)
-                # A number at the end of the window may go on behind it.
-                if end < len(self.text) or not self.fill():
+                # A number at the end of the window, or before a ``.`` or ``e`` there, may go on behind it.
+                if self.text[end : end + 3].strip(".eE+-") or not self.fill():
                     self.at = min(end, len(self.text))
                     return found
             except ValueError:

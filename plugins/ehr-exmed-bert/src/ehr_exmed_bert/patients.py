@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from ehr_core.errors import ConfigError, DataError, NotApplicable
+from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
 from ehr_core.formats.folder import file_digest
 from ehr_core.formats.tables import SPLITS
 from ehr_core.progress import Progress
@@ -98,8 +98,10 @@ class PatientsJson:
         self._ignored: Counter[str] = Counter()
 
     def fingerprint(self) -> Mapping[str, str]:
-        """sha256 of the file."""
+        """sha256 of the file. Raises FormatError when it is missing."""
         self._refuse_folder()
+        if not self.path.is_file():
+            raise FormatError(f"{self.path} is missing")
         return {self.path.name: file_digest(self.path)}
 
     def _refuse_folder(self) -> None:
