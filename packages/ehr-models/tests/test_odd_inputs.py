@@ -4,7 +4,7 @@ import pytest
 import torch
 from ehr_core import plugins
 from ehr_core.config import from_plain
-from ehr_core.errors import ConfigError, DataError
+from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.testing.model_maker import batch_of
 from ehr_models.bert import Bert, EhrBertConfig
 from ehr_models.bert_settings import MaskedConfig
@@ -20,7 +20,7 @@ def make(name, **settings):
     return plugins.build("model", found, vocabulary_size=V, columns=[]).eval()
 
 
-@pytest.mark.parametrize("settings", [{"name": "gpt"}, {"name": "bert"}])
+@pytest.mark.parametrize("settings", [{"name": "gpt"}, {"name": "gpt", "num_experts": 4}, {"name": "bert"}])
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0)])
 def test_nothing_in_gives_nothing_out(settings, shape):
     assert make(**settings)(torch.zeros(shape, dtype=torch.int64)).last_hidden_state.shape == (*shape, 16)
@@ -72,3 +72,24 @@ def test_the_losses_of_experts_are_part_of_what_a_causal_model_gives_in_training
     model.train()
     expected = plain + sum(value / count for value, count in hidden.losses.values())
     torch.testing.assert_close(model(token, labels=token).loss, expected)
+
+
+@pytest.mark.parametrize("name", ["gpt", "bert"])
+def test_a_low_rank_adapter_on_the_table_that_is_the_output_layer_too_is_refused(name):
+    from peft import LoraConfig, get_peft_model
+
+    hidden = torch.randn(2, 16)
+    model = get_peft_model(make(name), LoraConfig(target_modules=["token"]))
+    with pytest.raises(ConfigError, match="does not reach the output layer"):
+        model.base_model.model.lm_logits(hidden)
+    merged = model.merge_and_unload()
+    assert merged.lm_logits(hidden).shape == (2, 64)
+    for allowed in ({"modules_to_save": ["token"]}, {"trainable_token_indices": {"token": [8, 9]}}):
+        found = get_peft_model(make(name), LoraConfig(target_modules=["q_proj"], **allowed))
+        assert found.base_model.model.lm_logits(hidden).shape == (2, 64)
+
+
+def test_a_folder_of_another_kind_of_model_is_refused_before_one_is_made(tmp_path):
+    make("gpt").save_pretrained(tmp_path / "gpt")
+    with pytest.raises(FormatError, match=r"a model of type 'ehr-gpt', not 'ehr-bert'"):
+        Bert.from_pretrained(tmp_path / "gpt")

@@ -140,8 +140,21 @@ class EhrModel(PreTrainedModel):
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) to (..., P); padded ids are at minus infinity, so that they are never predicted or sampled."""
-        table = self.get_input_embeddings()
+        table = self.output_table()
         return self.logits_over(code_vectors.into_table(table, hidden), table.weight)
+
+    def output_table(self) -> nn.Embedding:
+        """The token table as the output layer reads it. Raises ConfigError for one with a low-rank adapter of peft's.
+
+        Its numbers go into what is read from the table alone, and would be in both only once they are merged.
+        """
+        table = self.get_input_embeddings()
+        if getattr(table, "active_adapters", None) and hasattr(table, "base_layer") and not table.merged:
+            raise ConfigError(
+                "an adapter on the token table does not reach the output layer, which is the same table; train the "
+                "table itself: embeddings=True, or peft's modules_to_save"
+            )
+        return table
 
     def logits_over(self, x: Tensor, weight_PD: Tensor, bias_V: Tensor | None = None) -> Tensor:
         """Products (..., P) of (..., D) with the rows of a table, plus a bias for each token."""
@@ -262,12 +275,19 @@ class EhrModel(PreTrainedModel):
     def from_pretrained(cls, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Load what `save_pretrained` wrote; ``vocab_size=V`` asks for a model of that vocabulary.
 
-        Nothing is fetched unless ``local_files_only=False`` says so. Raises FormatError when the vocabulary is another
-        or tensors are missing, foreign or of another shape: transformers would start those at random.
+        Nothing is fetched unless ``local_files_only=False`` says so. Raises FormatError when the kind of model or the
+        vocabulary is another, or tensors are missing, foreign or of another shape (transformers would start those at
+        random).
         """
         kwargs.setdefault("local_files_only", True)
         if kwargs["local_files_only"] and not os.path.isdir(path):
             raise FormatError(f"{path} is not a folder; expected a saved model with config.json and model.safetensors")
+        kind = cls.config_class.get_config_dict(path, local_files_only=kwargs["local_files_only"])[0].get("model_type")
+        if kind != cls.config_class.model_type:
+            raise FormatError(
+                f"{path} is a model of type {kind!r}, not {cls.config_class.model_type!r}; load it with its own class, "
+                "or any with transformers' AutoModel"
+            )
         stored = cls.config_class.from_pretrained(path, local_files_only=kwargs["local_files_only"])
         given = kwargs.get("config")
         wanted = kwargs.pop("vocab_size", stored.vocab_size if given is None else given.vocab_size)

@@ -144,7 +144,7 @@ class Bert(EhrModel):
         x = self.head(hidden)
         if self.head.decoder is not None:
             return self.logits_over(x, self.head.decoder.weight, self.head.bias)
-        table = self.get_input_embeddings()
+        table = self.output_table()
         return self.logits_over(code_vectors.into_table(table, x), table.weight, self.head.bias)
 
     @property

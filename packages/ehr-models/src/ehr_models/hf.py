@@ -8,13 +8,12 @@ Shapes: B rows, T positions, N = B * T, D width, V vocabulary, P rows of the tok
 """
 
 import inspect
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from ehr_core.config import nearest
-from ehr_core.errors import ConfigError, FormatError
+from ehr_core.errors import ConfigError
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
@@ -77,18 +76,6 @@ class HFModel(EhrModel):
         self.not_adapted = MAMBA_WEIGHTS if "amba" in made.model_type else ()
         self.keeps: bool | None = None
         self.post_init()
-
-    @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As `EhrModel.from_pretrained`; raises FormatError for a model of another kind before any is made."""
-        if os.path.isdir(path):
-            kind = EhrHFConfig.get_config_dict(path, local_files_only=True)[0].get("model_type")
-            if kind != EhrHFConfig.model_type:
-                raise FormatError(
-                    f"{path} is a model of type {kind!r}, not {EhrHFConfig.model_type!r}; load it with its own class, "
-                    "or any with transformers' AutoModel"
-                )
-        return super().from_pretrained(path, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The inner network's token table."""

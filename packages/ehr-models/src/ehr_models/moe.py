@@ -103,7 +103,7 @@ class Spread(torch.autograd.Function):
         """(N, D) to (M, D): assignment ``order_M[i]`` is at i, and assignment j is at ``place_M[j]``."""
         ctx.save_for_backward(place_M)
         ctx.tokens = x_ND.shape[0]
-        return x_ND.index_select(0, order_M // (order_M.shape[0] // x_ND.shape[0]))
+        return x_ND.index_select(0, order_M // max(1, order_M.shape[0] // max(1, x_ND.shape[0])))
 
     @staticmethod
     def backward(ctx: Any, grad_MD: Tensor) -> Any:  # type: ignore[override]

@@ -120,6 +120,7 @@ class Endpoint(nn.Module):
             raise ConfigError(
                 "objective: rnn_layers must be at least 1, final_blocks 0, positive_weight above 0, dropout below 1"
             )
+        self.settings = s
         self.positive_weight = s.positive_weight
         self.rnn: nn.RNNBase | None = None
         if s.head in RNNS:
