@@ -67,8 +67,8 @@ class RunnerConfig:
     """A token store that was made earlier: the model is trained on it, and that is all. There are no records then, so
     leave out source, tokenizer and labels; ``ehr-eval predict`` predicts with the run."""
     start_from: str | None = None
-    """Run folder whose model is trained further. Its model and tokenizer are used in place of ``model`` and
-    ``tokenizer``."""
+    """Run folder whose model is trained further, in place of ``model``, with its tokenizer; settings of a tokenizer
+    that differ from that one's are refused."""
     adapter: Any = None
     """Train an adapter on the model of ``start_from``, which stays frozen: ``lora``, ``lora_all``, ``dora``,
     ``rslora``, ``{name: lora, rank: 4}``, or a folder with an adapter."""
