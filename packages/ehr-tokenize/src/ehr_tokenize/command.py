@@ -201,7 +201,9 @@ class Run:
 
 def _refuse_other_settings(given: dict[str, Any], fitted: str) -> None:
     """Raise ConfigError for tokenizer settings that were changed to something else than the fitted tokenizer has."""
-    usual = to_plain(registry().get("tokenizer", given["name"]).config())
+    config = registry().get("tokenizer", given["name"]).config
+    assert config is not None, "it was made from a command line"
+    usual = to_plain(config())
     if {"tokenizer": given["name"]} not in TokenizeConfig().defaults:
         del usual["name"]  # whoever gave it chose it
     differs = _differing(given, usual, read_json(Path(fitted) / TOKENIZER).get("settings", {}), "tokenizer")
