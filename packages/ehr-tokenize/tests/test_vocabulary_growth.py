@@ -76,6 +76,33 @@ def test_a_store_made_before_the_growth_means_the_same_afterwards(site, world):
     assert (again / "train" / "0.safetensors").stat().st_size == (old / "train" / "0.safetensors").stat().st_size
 
 
+@pytest.mark.parametrize(("tokenizer", "token"), [
+    ("fused", "LAB//NEW//value_[11.75,13.5)"),
+    ("fused tokenizer.bins=quantile", "LAB//NEW//Q2"),
+    ("cehr", "LAB//NEW"),
+])  # fmt: skip
+def test_other_tokenizers_of_timelines_grow_too(site, world, tokenizer, token):
+    settings = [f"tokenizer={tokenizer.split()[0]}", *tokenizer.split()[1:], "tokenizer.min_count=2"]
+    settings += ["tokenizer.min_subjects=1", "tokenizer.num_quantiles=4"]
+    old = site("old", FIRST, *settings)
+    later = [(subject, when and when.replace("2020", "2031"), *rest) for subject, when, *rest in SECOND]
+    new = site("new", later, settings[0], f"fitted={old}", "grow=true")
+    before, after = Vocabulary.load(old), Vocabulary.load(new)
+    assert after.tokens[: len(before)] == before.tokens
+    added = [found.token for found in after.tokens[len(before) :]]
+    assert {token, "PROC//X", "GENDER//X"} <= set(added)
+    assert "PROC//ONCE" not in added
+    assert state(new)["breaks"]["LAB//K"] == state(old)["breaks"]["LAB//K"]
+    assert state(new)["breaks"]["LAB//NEW"] == [11.75, 13.5, 15.25]
+    found = world.Decoded.store(new)
+    assert {token, "PROC//X", "ADMIT"} <= set(found.tokens(1))
+    assert "GENDER//X" in found.prefix(1, "2031-01-03")
+    if "cehr" in tokenizer:
+        assert found.prefix(1, "2031-01-03")[0] == "year:2031"
+    again = site("again", FIRST, settings[0], f"fitted={new}")
+    assert world.Decoded.store(again).tokens(1) == world.Decoded.store(old).tokens(1)
+
+
 def test_without_growth_new_codes_are_unk_and_reported_by_prefix(site):
     old = site("old", FIRST)
     used = site("used", SECOND, f"fitted={old}")

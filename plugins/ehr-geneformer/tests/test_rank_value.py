@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ehr_core.cli import run
 from ehr_core.errors import ConfigError, DataError, FormatError
+from ehr_core.formats.folder import read_json
 from ehr_core.formats.tokens import TokenStore
 from ehr_core.testing.tiny import write_events
 from ehr_geneformer.plugin import RankValueConfig
@@ -188,6 +189,30 @@ def test_from_the_command_line_the_manifest_does_not_take_a_gene_for_unk(tmp_pat
     store = TokenStore(tmp_path / "store")
     assert next(store.tables("train")).token.tolist() == [2, 3, 4]
     assert store.manifest.content["splits"]["train"]["unk"] == 0
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_vocabulary_grows_by_the_codes_of_a_new_site_and_their_medians(tmp_path, published):
+    first, second = (tmp_path / name for name in ("first", "second"))
+    for folder, codes in ((first, "AB"), (second, "BC")):
+        for number, split in enumerate(("train", "tuning", "held_out")):
+            rows = [(10 * number + s, datetime(2020, 1, 1), code, 10.0 * s) for s in range(1, 7) for code in codes]
+            write_events(folder / "data" / split / "0.parquet", rows)
+    settings = ["tokenizer=rank_value", "tokenizer.min_count=2"]
+    if published:
+        (tmp_path / "vocab.json").write_text(json.dumps({"<pad>": 0, "<mask>": 1, "B": 2, "A": 3}))
+        settings.append(f"tokenizer.vocabulary={tmp_path / 'vocab.json'}")
+    for output, source, *more in (
+        ("old", first, *settings),
+        ("new", second, f"fitted={tmp_path / 'old'}", "grow=true"),
+    ):
+        arguments = ["source=meds", f"source.path={source}", f"output={tmp_path / output}", *more]
+        assert run("ehr-tokenize", "tokenize", arguments) == 0
+    old, new = (TokenStore(tmp_path / name) for name in ("old", "new"))
+    assert new.vocabulary.tokens[: len(old.vocabulary)] == old.vocabulary.tokens
+    assert [token.token for token in new.vocabulary.tokens[len(old.vocabulary) :]] == ["C"]
+    medians = [read_json(tmp_path / name / "tokenizer.json")["state"]["medians"] for name in ("old", "new")]
+    assert medians[1] == medians[0] | {"C": 35.0}
 
 
 def test_events_that_a_vocabulary_without_unk_leaves_out_are_reported_as_unknown(tmp_path, capsys):

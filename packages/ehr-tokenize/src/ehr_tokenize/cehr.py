@@ -74,12 +74,11 @@ class Summary:
 class Cehr(TimelineTokenizer):
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
-    saved = (*TimelineTokenizer.saved, "years", "interval_parts")
+    saved = (*TimelineTokenizer.saved, "interval_parts")
+    growable = True  # see `ehr_tokenize.grow`
 
     def __init__(self, settings: CehrConfig):
         super().__init__(settings)
-        self.years: list[int] = []
-        """Calendar years with an event in train."""
         self._configure()
 
     def _configure(self) -> None:
@@ -193,7 +192,6 @@ class Cehr(TimelineTokenizer):
             if rows >= settings.min_count and subjects[name] >= settings.min_subjects
         }
         self.breaks = {c: b for c, b in stages.quantile_breaks(timeline, size).items() if c in often}
-        self.years = sorted(years)
         ranges = self.interval_days()
         bins = sum(stages.bin_counts(timeline, self.breaks, size).values(), np.zeros(size, np.int64))
         tokens = [Token(f"BIN:{k}", "quantile", (), int(bins[k])) for k in range(size)]
@@ -205,7 +203,7 @@ class Cehr(TimelineTokenizer):
         if settings.timeline_end:
             tokens.append(Token(END, "end", (), fixed[END]))
         tokens.append(Token("year:UNKNOWN", "static"))
-        tokens += [Token(f"year:{year}", "static", (), years[year]) for year in self.years]
+        tokens += [Token(f"year:{year}", "static", (), years[year]) for year in sorted(years)]
         tokens += [Token(name, "age") for name in ("age:UNKNOWN", *(f"age:{age}" for age in range(AGES)))]
         slots, statics = self.fit_static(static)
         rare = int(timeline.rows_C.sum()) - sum(often.values())
@@ -224,9 +222,9 @@ class Cehr(TimelineTokenizer):
     def static_rows(self, parts: Parts) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Subject, slot, token and time of each static value; year and age at each event."""
         rows = parts.timeline
-        place = {year: self.vocabulary[f"year:{year}"] for year in self.years}
         year, at = np.unique(_years(rows.time_N), return_inverse=True)
-        year_Y = np.array([place.get(y, self.prefix.unknown[0]) for y in year.tolist()], np.int64)
+        ids, unknown = self.vocabulary.ids, self.prefix.unknown[0]
+        year_Y = np.array([ids.get(f"year:{y}", unknown) for y in year.tolist()], np.int64)
         birth_N = parts.birth_S[rows.subject_N]
         known_N = (birth_N != NO_TIME) & (rows.time_N >= birth_N)
         lived_N = np.where(known_N, rows.time_N - np.where(known_N, birth_N, 0), 0)

@@ -73,6 +73,7 @@ class Fused(TimelineTokenizer):
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
     spacing = DELTA
+    growable = True  # see `ehr_tokenize.grow`
 
     def __init__(self, settings: FusedConfig):
         super().__init__(settings)

@@ -56,7 +56,9 @@ def _added(old: Vocabulary, new: Vocabulary, known: set[str]) -> list[Token]:
     return [
         token
         for token in new.tokens
-        if token.token not in old.ids and (not token.codes or any(code not in known for code in token.codes))
+        if token.token not in old.ids
+        and token.kind != "special"  # a published vocabulary may have its own
+        and (not token.codes or any(code not in known for code in token.codes))
     ]
 
 

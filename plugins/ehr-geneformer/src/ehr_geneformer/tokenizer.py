@@ -41,6 +41,8 @@ NOTHING = stages.Counts([], np.zeros(0, np.int64), np.zeros(1, np.int64), np.zer
 class RankValue:
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
+    growable = True  # see `ehr_tokenize.grow`
+
     def __init__(self, settings: RankValueConfig):
         if settings.reduce not in ("mean", "last"):
             raise ConfigError(f"tokenizer.reduce is {settings.reduce!r}; allowed: mean, last")
@@ -81,6 +83,10 @@ class RankValue:
         self.medians = {name: median for name, median in sorted(medians.items()) if name in codes}
         if not self.medians:
             raise DataError("no code has a token and a median; tokenizer.vocabulary and the codes are of other origins")
+
+    def unfitted(self) -> RankValue:
+        """One of the same settings that fits a vocabulary and medians of its own."""
+        return RankValue(dataclasses.replace(self.settings, vocabulary="", medians=""))
 
     def read_published(self) -> None:
         """Read the vocabulary and the medians that the settings name. Raises FormatError."""
