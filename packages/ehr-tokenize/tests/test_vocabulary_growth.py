@@ -115,7 +115,7 @@ def test_without_growth_new_codes_are_unk_and_reported_by_prefix(site):
 
 
 def test_rare_prefixes_are_not_named():
-    codes = {"LAB//A": (10, 0), "Anna Smith": (1, 1), "came back": (4, 4)}
+    codes = {"LAB//A": (10, 0, 0), "Anna Smith": (1, 1, 0), "came back": (4, 4, 0)}
     assert coverage.by_prefix(codes) == {
         "LAB": {"events": 10, "unk_events": 0, "codes": 1, "unk_codes": 0},
         "(other)": {"events": 5, "unk_events": 5, "codes": 2, "unk_codes": 2},

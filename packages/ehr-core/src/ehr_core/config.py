@@ -22,9 +22,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ehr_core.config_source import conf_folders, config_name, register
+from ehr_core.config_source import conf_folders, config_name, places, register
 from ehr_core.errors import ConfigError
-from ehr_core.plugins import KINDS, registry
+from ehr_core.plugins import registry
 
 __all__ = ["compose", "config_name", "describe", "options", "preset", "register", "to_settings"]
 
@@ -32,16 +32,16 @@ __all__ = ["compose", "config_name", "describe", "options", "preset", "register"
 def options() -> dict[str, list[str]]:
     """Names that may be chosen in each group: components, and presets from ``conf/`` folders."""
     groups: dict[str, set[str]] = {}
-    for kind, place in KINDS.items():
-        if place.group:
-            names = (c.name for c in registry().components[kind].values() if c.config is not None)
-            groups.setdefault(place.group, set()).update(names)
+    for place in places():
+        group, _, name = place.rpartition("/")
+        if group:
+            groups.setdefault(group, set()).add(name)
     for folder in conf_folders():
         for path in folder.rglob("*.yaml"):
             group = path.relative_to(folder).parent.as_posix()
             if group != ".":
                 groups.setdefault(group, set()).add(path.stem)
-    return {group: sorted(names) for group, names in groups.items() if names}
+    return {group: sorted(names) for group, names in groups.items()}
 
 
 def compose(command: str, overrides: Sequence[str]) -> DictConfig:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from itertools import zip_longest
 
 import numpy as np
 import polars as pl
@@ -26,8 +25,8 @@ LEAST = 5
 """A prefix with fewer events is not named: it may be a free text about one person."""
 WHEN = datetime(2000, 1, 1)
 
-Codes = dict[str, tuple[int, ...]]
-"""Code to its events, how many of these became UNK and, where there are any, how many were left out on purpose."""
+Codes = dict[str, tuple[int, int, int]]
+"""Code to its events, how many of these became UNK, and how many were left out on purpose."""
 
 
 def unk_id(vocabulary: Vocabulary) -> int:
@@ -52,9 +51,9 @@ def code_events(events: pl.DataFrame, tokenizer: Tokenizer, known: frozenset[str
     counts = dict(zip(names, often.tolist(), strict=True))
     if names and hasattr(tokenizer, "unknown_events"):
         unk: Mapping[str, int] = tokenizer.unknown_events(events)
-        return {name: (n, unk.get(name, 0)) for name, n in counts.items()}
+        return {name: (n, unk.get(name, 0), 0) for name, n in counts.items()}
     unknown, left_out = _alone(events.filter(pl.Series(new[code_N])), tokenizer) if new.any() else (set(), set())
-    return {name: (n, n if name in unknown else 0, *([n] if name in left_out else ())) for name, n in counts.items()}
+    return {name: (n, n * (name in unknown), n * (name in left_out)) for name, n in counts.items()}
 
 
 def _alone(events: pl.DataFrame, tokenizer: Tokenizer) -> tuple[set[str], set[str]]:
@@ -86,8 +85,9 @@ def prefix_of(code: str) -> str:
 
 def add(whole: Codes, part: Mapping[str, Sequence[int]]) -> None:
     """Add the codes of another shard to ``whole``."""
-    for code, counts in part.items():
-        whole[code] = tuple(a + b for a, b in zip_longest(whole.get(code, ()), counts, fillvalue=0))
+    for code, (events, unk, left_out) in part.items():
+        before = whole.get(code, (0, 0, 0))
+        whole[code] = before[0] + events, before[1] + unk, before[2] + left_out
 
 
 def by_prefix(codes: Codes) -> dict[str, dict[str, int]]:
@@ -96,14 +96,14 @@ def by_prefix(codes: Codes) -> dict[str, dict[str, int]]:
     A prefix some of whose events were left out has ``left_out_events`` as well.
     """
     counts: dict[str, dict[str, int]] = {}
-    for code, (events, unk, *left_out) in codes.items():
+    for code, (events, unk, left_out) in codes.items():
         one = counts.setdefault(prefix_of(code), dict.fromkeys(("events", "unk_events", "codes", "unk_codes"), 0))
         one["events"] += events
         one["unk_events"] += unk
         one["codes"] += 1
         one["unk_codes"] += unk > 0
         if left_out:
-            one["left_out_events"] = one.get("left_out_events", 0) + left_out[0]
+            one["left_out_events"] = one.get("left_out_events", 0) + left_out
     order = sorted(counts, key=lambda prefix: (-counts[prefix]["events"], prefix))
     named = [prefix for prefix in order[:MOST] if counts[prefix]["events"] >= LEAST]
     found = {prefix: counts[prefix] for prefix in named}
