@@ -32,6 +32,12 @@ def test_positions_before_the_first_are_refused(name):
         make(name)(torch.full((1, 2), 8), position_ids=torch.tensor([[0, -1]]))
 
 
+def test_attention_weights_are_not_kept_with_a_cache():
+    model = make("gpt")
+    with pytest.raises(ConfigError, match="without one"):
+        model(torch.full((1, 2), 8), cache=model.make_cache(1, 4), output_attentions=True)
+
+
 def test_token_types_that_the_model_has_not_are_refused():
     token = torch.full((1, 3), 8)
     model = Bert(EhrBertConfig(vocab_size=V, type_vocab_size=2)).eval()

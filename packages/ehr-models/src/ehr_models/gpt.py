@@ -103,10 +103,14 @@ class GPT(EhrModel):
         position_BT, segment_BT = self.prepare(input_ids, position_ids, segment_ids, attention_mask)
         config = self.config
         head_width = config.hidden_size // config.num_attention_heads
-        layout = self.layout(input_ids, segment_BT, config.dropout, output_attentions)
-        if cache is not None and output_attentions:
+        weights: list[Tensor] | None = None
+        if cache is None:
+            layout = self.layout(input_ids, segment_BT, config.dropout, output_attentions)
+            layouts, weights = [layout] * len(self.blocks), layout.weights
+        elif output_attentions:
             raise ConfigError("attention weights are not kept with a cache; ask for them without one")
-        layouts = [layout] * len(self.blocks) if cache is None else cache.layouts()
+        else:
+            layouts = cache.layouts()
         turn = None
         if config.positions == "rotary":
             turn = rotation(self.places(position_BT, columns), head_width, config.rotary_base)
@@ -117,8 +121,8 @@ class GPT(EhrModel):
             x_BTD, statistics = block(x_BTD, layout, turn, share_N)
             found.append(statistics)
         losses, metrics = self.routing([part for part in found if part is not None], count)
-        weights = tuple(layout.weights) if layout.weights is not None else None
-        return EhrOutput(last_hidden_state=self.norm(x_BTD), losses=losses, metrics=metrics, attentions=weights)
+        kept = None if weights is None else tuple(weights)
+        return EhrOutput(last_hidden_state=self.norm(x_BTD), losses=losses, metrics=metrics, attentions=kept)
 
     def places(self, position_BT: Tensor, columns: dict[str, Any]) -> Tensor:
         """What rotations are taken from: the place in the window, or a column."""
