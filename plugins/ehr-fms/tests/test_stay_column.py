@@ -101,7 +101,7 @@ def test_rows_that_name_no_hospitalization_are_events_of_the_report_and_not_unkn
     tokenizer, _ = by_key(OVERLAP)
     more = [*OVERLAP, (2, "2020-01-01", "NEW", None), (2, "2020-01-01", "NEWER", "9")]
     found = coverage.code_events(keyed(more), tokenizer, coverage.known_codes(tokenizer.vocabulary))
-    assert (found["LOST"], found["NEW"], found["NEWER"]) == ((1, 0), (1, 0), (1, 1))
+    assert (found["LOST"], found["NEW"], found["NEWER"]) == ((1, 0, 0), (1, 0, 0), (1, 1, 0))
 
 
 def test_a_train_split_in_which_no_row_names_a_hospitalization_is_refused():

@@ -234,7 +234,7 @@ def test_a_published_code_without_a_median_is_reported_as_unknown(fitted, frame,
     tokenizer = fitted(vocabulary=str(tmp_path / "vocab.txt"))
     rows = frame([(7, DAY, "A", 1.0), (7, DAY, "OTHER", 9.0), (7, DAY, "OTHER", 8.0)])
     found = coverage.code_events(rows, tokenizer, coverage.known_codes(tokenizer.vocabulary))
-    assert found == {"A": (1, 0), "OTHER": (2, 2)}
+    assert found == {"A": (1, 0, 0), "OTHER": (2, 2, 0)}
 
 
 # -- any records
