@@ -12,9 +12,9 @@ from ehr_core.cli import run
 from ehr_core.errors import ConfigError, DataError, EhrError, FormatError
 from ehr_core.executors import Serial
 from ehr_core.formats.folder import file_digests
-from ehr_core.plugin import SerialConfig
-from ehr_tokenize.meds import MedsSource, read_events, read_treated
-from ehr_tokenize.plugin import MedsConfig
+from ehr_core.formats.meds import read_events, read_treated
+from ehr_core.plugin import MedsConfig, SerialConfig
+from ehr_core.sources import MedsSource
 
 ROWS = [
     (1, None, "GENDER//F"),
@@ -51,7 +51,8 @@ def test_a_dataset_is_used_where_it_is(shard, world, tmp_path):
 
 
 def test_folders_and_columns_are_those_of_the_meds_package():
-    from ehr_tokenize.meds import COLUMNS, DATA, SPLITS
+    from ehr_core.constants import DATA, SPLITS
+    from ehr_core.formats.meds import COLUMNS
     from meds import schema
 
     assert (schema.train_split, schema.tuning_split, schema.held_out_split) == SPLITS

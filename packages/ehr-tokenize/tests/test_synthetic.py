@@ -9,9 +9,10 @@ import meds
 import numpy as np
 import polars as pl
 import pytest
+from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError
 from ehr_core.executors import Processes, Serial
-from ehr_core.formats.tables import SPLITS, read_labels
+from ehr_core.formats.tables import read_labels
 from ehr_core.plugin import ProcessesConfig, SerialConfig
 from ehr_tokenize.synthetic import SyntheticConfig, SyntheticSource
 from ehr_tokenize.synthetic import parameters as params

@@ -7,12 +7,12 @@ import polars as pl
 import pytest
 from ehr_core.errors import ConfigError, EhrError, FormatError, NotApplicable
 from ehr_core.formats.folder import file_digests
+from ehr_core.formats.meds import read_events, shards
 from ehr_core.plugin import ProcessesConfig, SerialConfig
 from ehr_core.plugins import build, registry
 from ehr_omop.plugin import OmopConfig
 from ehr_omop.source import OmopSource
 from ehr_tokenize.command import tokenize
-from ehr_tokenize.meds import read_events, shards
 from ehr_tokenize.plugin import FusedConfig, TokenizeConfig
 from ehr_tokenize.testing import check_meds
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from ehr_core.formats.meds import read_events, shards
 from ehr_core.plugin import SerialConfig
 from ehr_core.plugins import build
 from ehr_omop.plugin import OmopConfig
 from ehr_omop.source import OmopSource
-from ehr_tokenize.meds import read_events, shards
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import polars as pl
 import pytest
 from ehr_core.errors import DataError, EhrError, FormatError, NotApplicable
 from ehr_core.formats.folder import file_digests
+from ehr_core.formats.meds import read_events, shards
 from ehr_core.plugin import ProcessesConfig, SerialConfig
 from ehr_core.plugins import build, registry
 from ehr_synthea import source as source_module
 from ehr_synthea.plugin import SyntheaConfig
 from ehr_synthea.source import SyntheaSource, subject_of
-from ehr_tokenize.meds import read_events, shards
 from ehr_tokenize.testing import check_meds
 
 ANN, BOB = "aaaaaaaa-0000-0000-0000-000000000001", "bbbbbbbb-0000-0000-0000-000000000002"

@@ -1,9 +1,18 @@
-"""ehr-core's own components: the executors that need nothing but Python."""
+"""ehr-core's own components: the source of records that are MEDS already, and executors on this machine."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ehr_core import Component, hookimpl
+from ehr_core import MISSING, Component, hookimpl
+
+
+@dataclass
+class MedsConfig:
+    """A MEDS dataset that is there already; it is checked and used where it is."""
+
+    name: str = "meds"
+    path: str = MISSING
+    """Folder with ``data/train``, ``data/tuning`` and ``data/held_out``, each with Parquet files."""
 
 
 @dataclass
@@ -20,6 +29,16 @@ class ProcessesConfig:
     name: str = "processes"
     num_workers: int = 2
     """How many processes."""
+
+
+@hookimpl
+def ehr_sources() -> Iterator[Component]:
+    yield Component(
+        name="meds",
+        target="ehr_core.sources:MedsSource",
+        config=MedsConfig,
+        summary="A MEDS dataset on disk, checked and used where it is",
+    )
 
 
 @hookimpl

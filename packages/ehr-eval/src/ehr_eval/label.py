@@ -9,9 +9,10 @@ from typing import Any
 import polars as pl
 from ehr_core import plugins
 from ehr_core.config import to_plain
+from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, DataError, NotApplicable
 from ehr_core.formats.folder import Manifest, new_folder, write_json, write_manifest
-from ehr_core.formats.tables import SPLITS, TRUTH, write_labels
+from ehr_core.formats.tables import TRUTH, write_labels
 from ehr_core.progress import track
 
 from ehr_eval.__about__ import __version__

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 from ehr_core import config, plugins
+from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, FormatError, NotApplicable
 from ehr_core.formats.folder import (
     MANIFEST,
@@ -25,14 +26,7 @@ from ehr_core.formats.folder import (
     write_manifest,
 )
 from ehr_core.formats.run import Run
-from ehr_core.formats.tables import (
-    SPLITS,
-    TRUTH,
-    label_splits,
-    prediction_table,
-    read_predictions,
-    write_predictions,
-)
+from ehr_core.formats.tables import TRUTH, label_splits, prediction_table, read_predictions, write_predictions
 from ehr_core.protocols import Outcome, PredictionJob
 
 from ehr_eval import features, label

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ehr_core.constants import SPLITS
 from ehr_core.errors import FormatError
 from ehr_core.formats.folder import read_json
 from ehr_core.formats.run import Run
-from ehr_core.formats.tables import SPLITS
 
 from ehr_eval import curves
 from ehr_eval.dataset import output_folder

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 from ehr_core.config import to_plain
+from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats.folder import Manifest, digest_of, file_digest, publish, read_json, write_json, write_manifest
+from ehr_core.formats.meds import Shard, shards
 from ehr_core.formats.tokens import FORMAT, TOKENIZER, VERSION, map_arrays
 from ehr_core.plugins import build, registry
 from ehr_core.progress import Progress
@@ -22,7 +24,6 @@ from ehr_core.protocols import Executor, Tokenizer
 
 from ehr_tokenize import coverage, grow, metadata, summaries
 from ehr_tokenize.jobs import EncodeJob, SummarizeJob, encode, is_done, load_tokenizer, summarize
-from ehr_tokenize.meds import SPLITS, Shard, shards
 from ehr_tokenize.plugin import TokenizeConfig
 from ehr_tokenize.work import Work, working
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError
 from ehr_core.formats.folder import read_json
 from ehr_core.formats.tokens import TOKENIZER, TokenStore, TokenTable, prefix_tokens
 
 from ehr_tokenize import pictures
-from ehr_tokenize.meds import SPLITS
 from ehr_tokenize.store_settings import InspectConfig
 from ehr_tokenize.treated import NAMES
 

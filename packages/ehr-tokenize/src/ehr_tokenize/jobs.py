@@ -17,12 +17,12 @@ import numpy as np
 from ehr_core.config import from_plain
 from ehr_core.errors import FormatError
 from ehr_core.formats.folder import read_json
+from ehr_core.formats.meds import Shard, read_events, read_treated
 from ehr_core.formats.tokens import TOKENIZER
 from ehr_core.plugins import build
 from ehr_core.protocols import Tokenizer
 
 from ehr_tokenize import coverage, grow, summaries
-from ehr_tokenize.meds import Shard, read_events, read_treated
 from ehr_tokenize.treated import odd_rows
 
 

@@ -13,15 +13,6 @@ from ehr_tokenize.synthetic.settings import SyntheticConfig
 
 
 @dataclass
-class MedsConfig:
-    """A MEDS dataset that is there already; it is checked and used where it is."""
-
-    name: str = "meds"
-    path: str = MISSING
-    """Folder with ``data/train``, ``data/tuning`` and ``data/held_out``, each with Parquet files."""
-
-
-@dataclass
 class EthosConfig:
     """Code, quantile and time-interval tokens with a static prefix, as in ETHOS (Renc et al. 2024)."""
 
@@ -137,12 +128,6 @@ class TokenizeConfig:
 
 @hookimpl
 def ehr_sources() -> Iterator[Component]:
-    yield Component(
-        name="meds",
-        target="ehr_tokenize.meds:MedsSource",
-        config=MedsConfig,
-        summary="A MEDS dataset on disk, checked and used where it is",
-    )
     yield Component(
         name="synthetic",
         target="ehr_tokenize.synthetic:SyntheticSource",

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import meds
 import pyarrow.parquet as pq
-
-from ehr_tokenize.meds import read_events, shards
+from ehr_core.formats.meds import read_events, shards
 
 
 def check_meds(folder: Path) -> None:

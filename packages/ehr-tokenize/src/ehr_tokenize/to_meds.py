@@ -22,9 +22,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError
 from ehr_core.formats.folder import write_json
-from ehr_core.formats.tables import SPLITS
 from ehr_core.progress import track
 from ehr_core.protocols import Executor
 from numpy.typing import ArrayLike

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 from ehr_core.batch import Batch
+from ehr_core.constants import YEAR_US
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tables import read_labels
-from ehr_core.formats.tokens import NO_TIME, YEAR_US, Prefix, TokenStore, TokenTable
+from ehr_core.formats.tokens import NO_TIME, Prefix, TokenStore, TokenTable
 from ehr_core.formats.vocabulary import BOS
 
 from ehr_train.packing import pack

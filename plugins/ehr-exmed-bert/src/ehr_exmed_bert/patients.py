@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
 from ehr_core.formats.folder import file_digest
-from ehr_core.formats.tables import SPLITS
 from ehr_core.progress import Progress
 from ehr_core.protocols import Executor
 from ehr_tokenize.splits import shares_of, split_of

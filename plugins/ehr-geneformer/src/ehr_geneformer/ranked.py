@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ehr_core.config import to_plain
+from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats.folder import Manifest, check_free, digest_of, file_digest, new_folder, write_manifest
-from ehr_core.formats.tables import SPLITS
 from ehr_core.formats.tokens import FORMAT, VERSION, TokenTable
 from ehr_core.formats.vocabulary import PAD, Vocabulary
 from ehr_core.plugins import registry

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.executors import Serial
 from ehr_core.formats.folder import digest_of, file_digest, new_folder, read_json, write_json
-from ehr_core.formats.tables import SPLITS
+from ehr_core.formats.meds import read_events, shards
 from ehr_core.plugin import SerialConfig
 from ehr_core.progress import track
 from ehr_core.protocols import Executor
-from ehr_tokenize.meds import read_events, shards
 from ehr_tokenize.splits import shares_of, split_of
 
 from ehr_mimic_iv import environment, tables

@@ -11,9 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ehr_core.constants import SPLITS
 from ehr_core.errors import DataError, FormatError
 
-SPLITS = ("train", "tuning", "held_out")
 LABEL_SCHEMA = pa.schema(
     [("subject_id", pa.int64()), ("prediction_time", pa.timestamp("us")), ("boolean_value", pa.bool_())]
 )

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from ehr_core.constants import YEAR_US
 from ehr_core.errors import FormatError
 from ehr_core.formats.folder import Manifest, read_json, read_manifest, write_json
 from ehr_core.formats.vocabulary import Vocabulary
 
 FORMAT, VERSION = "token-store", 1
 NO_TIME = np.iinfo(np.int64).min
-YEAR_US = 365.25 * 86_400 * 1_000_000
 FIXED: tuple[str, ...] = ("subject_id", "offset", "token", "time", "birth")
 FIXED += ("static_offset", "static_slot", "static_token", "static_time")
 TOKENIZER = "tokenizer.json"

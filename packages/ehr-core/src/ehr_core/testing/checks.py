@@ -16,9 +16,10 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from ehr_core.component import MISSING, Component
+from ehr_core.constants import SPLITS
 from ehr_core.errors import EhrError, NotApplicable
 from ehr_core.formats.folder import file_digests
-from ehr_core.formats.tables import LABEL_SCHEMA, SPLITS
+from ehr_core.formats.tables import LABEL_SCHEMA
 from ehr_core.formats.vocabulary import UNK, Vocabulary
 from ehr_core.plugin import SerialConfig
 from ehr_core.plugins import build, registry

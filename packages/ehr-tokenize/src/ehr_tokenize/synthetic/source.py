@@ -18,8 +18,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError
-from ehr_core.formats.tables import SPLITS, write_labels
+from ehr_core.formats.tables import write_labels
 from ehr_core.progress import track
 from ehr_core.protocols import Executor
 

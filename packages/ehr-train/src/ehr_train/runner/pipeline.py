@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ehr_core.config import to_plain
+from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
 from ehr_core.formats.folder import MANIFEST, digest_of, file_digests, new_folder, read_json
 from ehr_core.formats.run import Run
-from ehr_core.formats.tables import SPLITS, label_splits, read_labels
+from ehr_core.formats.tables import label_splits, read_labels
 from ehr_core.formats.tokens import TokenStore
 from ehr_core.plugins import build, registry
 

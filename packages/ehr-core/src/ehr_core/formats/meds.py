@@ -1,11 +1,11 @@
-"""MEDS datasets on disk: the source ``meds``, and the one reader that every stage uses.
+"""MEDS datasets on disk: the one reader that every stage of every package uses.
 
 A dataset is checked in two steps. `shards` looks at folders, footers and column types, which is cheap; `read_events`
 checks every row of a shard, vectorized, when the shard is read. Nothing is repaired in silence: a row that breaks MEDS
-is an error that names file, row and rule, and what is treated otherwise is counted (see `ehr_tokenize.treated`).
+is an error that names file, row and rule, and what is treated otherwise is counted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,36 +14,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from ehr_core.constants import DATA, SPLITS
 from ehr_core.errors import DataError, FormatError
-from ehr_core.formats.folder import file_digest
 from ehr_core.formats.tokens import NO_TIME
-from ehr_core.protocols import Executor
-
-from ehr_tokenize.plugin import MedsConfig
-
-SPLITS = ("train", "tuning", "held_out")
-DATA = "data"
-"""Both are those of the package ``meds``, as a test makes sure: importing it would take a tenth of a second."""
-
-
-class MedsSource:
-    """A MEDS dataset that is there already."""
-
-    def __init__(self, settings: MedsConfig):
-        self.path = Path(settings.path)
-
-    def provide(self, output: Path, executor: Executor) -> Path:
-        """The dataset's own folder, untouched. Raises DataError or FormatError for the first file that is wrong."""
-        shards(self.path)
-        return self.path
-
-    def fingerprint(self) -> Mapping[str, str]:
-        """sha256 of every file below ``data`` and ``metadata``, by relative path."""
-        parts = (self.path / DATA, self.path / "metadata")
-        paths = sorted(path for part in parts for path in part.rglob("*") if path.is_file())
-        with ThreadPoolExecutor() as pool:  # hashing releases the GIL
-            digests = pool.map(file_digest, paths)
-            return dict(zip((path.relative_to(self.path).as_posix() for path in paths), digests, strict=True))
 
 
 @dataclass(frozen=True)
@@ -125,7 +99,7 @@ def read_events(path: Path, more: Sequence[str] = (), drop_duplicates: bool = Fa
 def read_treated(
     path: Path, more: Sequence[str] = (), drop_duplicates: bool = False
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """As `read_events`, and what was changed: how often, by name (see `ehr_tokenize.treated`)."""
+    """As `read_events`, and what was changed: how often, by name."""
     present = check_columns(path)
     further = _further(path, more)
     try:
