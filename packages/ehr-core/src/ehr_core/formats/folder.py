@@ -64,14 +64,32 @@ def json_bytes(value: Any, indent: int | None = None) -> bytes:
     return text.encode()
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path`` to write a file to; at the end it is on disk and replaces ``path``.
+
+    The one way in which a single file is written: a reader meets the old one or the new one, never a part.
+    """
+    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        yield temporary
+        _fsync(temporary)
+        temporary.replace(path)
+        _fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name and rename it, so that a reader never meets half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(json_bytes(value, indent=2) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write JSON whole (`replacing`)."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(json_bytes(value, indent=2) + b"\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text whole (`replacing`)."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
