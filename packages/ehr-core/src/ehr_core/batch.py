@@ -28,7 +28,8 @@ class Batch:
     columns: dict[str, Tensor] = field(default_factory=dict)
     """Further columns of the token store by name, each (B, T)."""
     label_N: Tensor | None = None
-    """float32 labels of the samples of this batch, in the order of ``last_N``."""
+    """float32 labels of the samples of this batch, in the order of ``last_N``: (N,), (N, K) or (N, 2) as the kind of
+    outcome has it (`ehr_core.outcomes`)."""
     last_N: Tensor | None = None
     """int64 index into the flattened B*T positions: the last visible token of each sample."""
 

@@ -22,6 +22,11 @@ class Component:
     """Dataclass of settings, with a field ``name`` whose default is the component's name."""
     summary: str = ""
     """One line for ``ehr plugins`` and ``--help``."""
+    outcomes: tuple[str, ...] = ()
+    """Kinds of outcome that it speaks (`ehr_core.outcomes.KINDS`): a task the one that it asks, an objective those that
+    it learns from (none: it needs no labels), a baseline, predictor or metric those that it can answer or score."""
+    needs: tuple[str, ...] = ()
+    """Of an objective: what a model has to provide (`protocols.Model.provides`), such as ``causal``."""
 
     def load(self) -> Any:
         """Import and return the target. Raises PluginError that names the target when the import fails."""

@@ -54,8 +54,13 @@ def ehr_strategies() -> Components:
 
 
 @hookspec
+def ehr_adapters() -> Components:
+    """Ways to train a small part of any model and freeze the rest."""
+
+
+@hookspec
 def ehr_trackers() -> Components:
-    """Destinations for metrics and settings while a run is going."""
+    """Destinations for metrics, settings and artifacts while a run is going."""
 
 
 # -- run folder and labels -> report
@@ -68,17 +73,17 @@ def ehr_tasks() -> Components:
 
 @hookspec
 def ehr_baselines() -> Components:
-    """Estimators in the style of scikit-learn, fitted on the shared count-and-value features."""
+    """Estimators fitted on the shared count-and-value features."""
 
 
 @hookspec
 def ehr_predictors() -> Components:
-    """Ways to turn a run and labels into predictions."""
+    """Ways to turn a run and labels into predictions; fitted once, applied to any data."""
 
 
 @hookspec
 def ehr_metrics() -> Components:
-    """Scores computed from labels and predicted probabilities."""
+    """Scores computed from labels and predictions."""
 
 
 # -- around the pipeline

@@ -38,6 +38,7 @@ KINDS: dict[str, Kind] = {
     "model": Kind("ehr_models", "model"),
     "objective": Kind("ehr_objectives", "objective"),
     "strategy": Kind("ehr_strategies", "strategy"),
+    "adapter": Kind("ehr_adapters", "adapter"),
     "tracker": Kind("ehr_trackers", "tracker", many=True),
     "task": Kind("ehr_tasks", "task", many=True),
     "baseline": Kind("ehr_baselines", "predictors", many=True),

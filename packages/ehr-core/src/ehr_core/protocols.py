@@ -6,8 +6,9 @@ Commands are the exception: a command's target is a function of its settings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ehr_core.batch import Batch, Loss
     from ehr_core.formats.tokens import Prefix, TokenTable
     from ehr_core.formats.vocabulary import Vocabulary
+    from ehr_core.outcomes import Question, Sample
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -92,24 +94,44 @@ class EmbeddingTable:
     origin_V: list[str]
 
 
+PROVISIONS = {
+    "causal": "a position's state depends on itself and what comes before it alone",
+    "cache": "`Model.make_cache`: it can go on token by token without computing the past again",
+    "decode": "it encodes a window and decodes another sequence from it",
+}
+"""What `Model.provides` may say, and `Component.needs` of an objective may ask for."""
+
+
 class Model(Protocol):
     """A ``transformers.PreTrainedModel``; built as ``target(settings, vocabulary_size=V, columns=[...])``.
 
     ``forward(input_ids, position_ids=None, segment_ids=None, **columns)`` returns a ``ModelOutput`` with
-    ``last_hidden_state`` (B, T, D) and ``losses``: a dict of auxiliary losses as (sum, count) pairs, weighted.
+    ``last_hidden_state`` (B, T, D) and, where there are any, ``losses``: auxiliary losses by name as (sum, count)
+    pairs, weighted, and ``metrics``: figures to log in the same form.
     """
 
-    causal: bool
+    width: int
+    """D."""
+    max_positions: int | None
+    """Positions that a window may have; None: no limit, the loader's context length decides."""
+    provides: Collection[str]
+    """Names of `PROVISIONS` that hold for these settings."""
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) to (..., padded V) with ids from V on at minus infinity."""
         ...
 
+    def make_cache(self, rows: int, length: int) -> Any:
+        """Room for the keys and values of so many contexts, for models that provide ``cache``."""
+        ...
+
 
 class Objective(Protocol):
-    """A loss with the head it needs: an ``nn.Module`` built as ``target(settings, width=D)``.
+    """A loss with the head it needs: an ``nn.Module``.
 
-    One that has to know token ids (which one is MASK) has ``set_vocabulary(vocabulary)``, called before training.
+    Built as ``target(settings, width=D, vocabulary=vocabulary, question=question)``. ``question`` is what the labels
+    ask (kind and names of outcomes), None for an objective without labels. Which kinds it learns from and what it needs
+    of a model stand on its component: ``outcomes`` and ``needs``.
     """
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
@@ -117,26 +139,81 @@ class Objective(Protocol):
         ...
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Probability (N,) of each labelled sample; only for objectives with ``labelled = True``."""
+        """Prediction of each labelled sample, in the shape of the question's kind; for objectives with outcomes."""
         ...
 
-    labelled: bool
-    """Whether batches carry ``label_N`` and ``last_N``."""
+
+class Adapter(Protocol):
+    """Trains a small part of a model and freezes the rest: built as ``target(settings)``, then one model only.
+
+    The adapted model is called as the plain one was, and answers for its fields (`Model`).
+    """
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """The model with a fresh adapter; its outputs are unchanged until it is trained. Raises ConfigError."""
+        ...
+
+    def load(self, model: nn.Module, folder: Path, objective: nn.Module | None = None) -> nn.Module:
+        """The model with the adapter that `save` wrote, and its head into ``objective``. Raises FormatError."""
+        ...
+
+    def save(self, model: nn.Module, folder: Path, objective: nn.Module | None = None) -> None:
+        """Write the adapter, and the objective's head with it, to a folder that does not exist yet.
+
+        The folder has ``adapter.json`` with the ``name`` of the component and its ``settings``.
+        """
+        ...
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """A plain model that computes what the adapted one does."""
+        ...
 
 
 class Strategy(Protocol):
-    """Places a module (model and objective together) on devices. Built in every process after rendezvous."""
+    """Owns where a learner (model and objective together) and its state live. Built in every process after rendezvous.
 
+    Every method but ``accumulate`` is a collective: all ranks call it, at the same place. `ehr_train.strategies` has a
+    base for strategies that keep a whole copy in every process.
+    """
+
+    max_processes: int | None
+    """How many processes it can use at most; None: any number."""
     device: Any
     rank: int
     world_size: int
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module to call in training; gradients come out averaged over ranks."""
+    def place(self, learner: nn.Module) -> nn.Module:
+        """Put the learner on its devices, before an optimizer is made or weights are restored; the module to call."""
         ...
 
-    def accumulate(self, wrapped: nn.Module, last: bool) -> Any:
-        """Context manager for one micro-batch; communication may wait for the last one."""
+    def accumulate(self, placed: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Context for forward and backward of one micro-batch; communication may wait for the last one."""
+        ...
+
+    def clip(self, parameters: Sequence[nn.Parameter], scale: Tensor, limit: float) -> Tensor:
+        """Multiply the gradients by ``scale`` and clip their global norm; the norm before clipping, after scaling.
+
+        ``limit`` 0 does not clip. Gradients come as the mean over ranks.
+        """
+        ...
+
+    def weights(self, module: nn.Module) -> dict[str, Tensor]:
+        """The whole state of a module of the learner on the CPU, by the names that it has on one device.
+
+        Complete on rank 0; other ranks may get an empty dictionary.
+        """
+        ...
+
+    def load_weights(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Put back what `weights` gave; every rank passes the whole state."""
+        ...
+
+    def optimizer_state(self, learner: nn.Module, optimizer: Any) -> dict[str, Any]:
+        """State of the optimizer for a checkpoint, independent of the number of processes; complete on rank 0."""
+        ...
+
+    def restore_optimizer(self, learner: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> None:
+        """Put back what `optimizer_state` gave, on any number of processes."""
         ...
 
     def sum(self, values: Tensor) -> Tensor:
@@ -149,38 +226,55 @@ class Strategy(Protocol):
 
 
 class Tracker(Protocol):
-    """A destination for metrics."""
+    """A destination for metrics, settings and artifacts. It serves one stage of a run, on rank 0."""
 
-    def start(self, folder: Path, settings: Mapping[str, Any], step: int) -> None:
-        """Open below the run folder, before step ``step``; later entries of an earlier life are dropped."""
+    def start(self, folder: Path, settings: Mapping[str, Any], step: int, stage: str) -> None:
+        """Open below the run folder, before step ``step``; later entries of an earlier life are dropped.
+
+        ``stage`` says what is tracked: ``pretrain``, ``finetuned/<task>``, ``report``.
+        """
         ...
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Record numbers at a step; NaN is allowed."""
         ...
 
+    def artifact(self, path: Path, name: str) -> None:
+        """Keep a file (a picture, scores, a report) under a name; one that keeps none does nothing."""
+        ...
+
     def finish(self, status: str) -> None:
-        """Close with ``finished`` or ``failed``; a second call does nothing."""
+        """Close with ``finished``, ``stopped`` or ``failed``; a second call does nothing."""
         ...
 
 
 class Task(Protocol):
-    """A clinical question."""
+    """A clinical question. Its component says in ``outcomes`` the one kind that it asks."""
+
+    names: tuple[str, ...]
+    """Classes or labels of the outcome; empty for kinds that have none."""
+
+    def needed(self) -> Mapping[str, Sequence[str]]:
+        """Groups of codes, as prefixes, without which the question cannot be asked of a dataset."""
+        ...
 
     def label(self, events: pl.DataFrame, end: Any) -> pl.DataFrame:
-        """Labels of one shard: the MEDS label columns, ordered by subject and time.
+        """Labels of one shard: subject, time and the columns of the kind, ordered by subject and time.
 
         ``end`` is the last time in the whole dataset: what would happen after it cannot be known.
         """
         ...
 
-    def outcome(self) -> Outcome:
-        """The codes and the horizon that decide the label, for predictors that read them off a model."""
+    def codes(self) -> OutcomeCodes | None:
+        """The codes and the horizon that decide a binary label, for predictors that read them off a model.
+
+        None for a question that no code answers.
+        """
         ...
 
 
 @dataclass(frozen=True)
-class Outcome:
+class OutcomeCodes:
     """Label in terms of codes (matched as prefixes): positive when a positive code comes first, in time."""
 
     positive: tuple[str, ...]
@@ -189,56 +283,137 @@ class Outcome:
     """After so many days without a positive code the label is negative; None: no limit."""
 
 
-class Baseline(Protocol):
-    """An estimator on count-and-value features, columns named; NaN is a value that was not measured."""
-
-    def fit(self, train_NF: np.ndarray, label_N: np.ndarray, tuning_MF: np.ndarray, tuning_M: np.ndarray) -> None:
-        """Fit on train; the tuning split serves to stop early or choose."""
-        ...
-
-    def predict_proba(self, features_NF: np.ndarray) -> np.ndarray:
-        """Probability (N,) of the positive class."""
-        ...
-
-
 @dataclass(frozen=True)
-class PredictionJob:
-    """What a predictor may use. Folders only; a predictor opens what it needs."""
+class Features:
+    """What a baseline sees of N samples: columns named, sparse in meaning; NaN is a value that was not measured."""
 
-    meds: Path
+    names: tuple[str, ...]
+    """F columns."""
+    value_NF: np.ndarray
+    """float32."""
+    label: np.ndarray
+    """float64 in the shape of the question's kind; may have no rows (a tuning split without labels)."""
+
+
+class Baseline(Protocol):
+    """An estimator on count-and-value features, for the kinds of outcome on its component."""
+
+    def fit(self, question: Question, train: Features, tuning: Features) -> None:
+        """Fit on train; the tuning split serves to stop early or choose, and may be empty."""
+        ...
+
+    def predict(self, value_NF: np.ndarray) -> np.ndarray:
+        """Predictions in the shape of the kind."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what was fitted, in a form that cannot execute code when it is read."""
+        ...
+
+    def load(self, folder: Path, question: Question) -> None:
+        """Read back what `save` wrote; predictions are the same bit for bit."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitJob:
+    """What fitting a predictor may use. Folders only; a predictor opens what it needs."""
+
     labels: Path
+    """A labels folder as written by `ehr_core.formats.labels`."""
     output: Path
-    """The folder to fill with ``predictions.parquet`` and whatever else is worth keeping (a fine-tuned run)."""
+    """The folder to fill with whatever `Predictor.predict` needs, so that it can be applied without all else here."""
     work: Path
-    """A folder that is still there when a killed prediction is started again; its content is the predictor's."""
+    """A folder that is still there when a killed fit is started again; its content is the predictor's."""
+    meds: Path | None = None
     store: Path | None = None
     """The dataset tokenized with the run's tokenizer."""
     run: Path | None = None
-    outcome: Outcome | None = None
-    """What decides the label, when the task is known."""
+    """The trained run, for predictors that need one."""
+    codes: OutcomeCodes | None = None
+    """What decides the label, where codes do and the task is known."""
+    strategy: Any = None
+    """Settings of the strategy to train with; None: the predictor's choice."""
+    trackers: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of trackers by any name."""
+    stage: str = ""
+    """What to call the training there."""
     seed: int = 42
     world_size: int = 1
-    splits: tuple[str, ...] = ("tuning", "held_out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictJob:
+    """What applying a fitted predictor may use."""
+
+    fitted: Path
+    """The folder that `Predictor.fit` filled."""
+    labels: Path
+    """A labels folder, perhaps without outcomes: whom to predict and when."""
+    splits: tuple[str, ...]
+    meds: Path | None = None
+    store: Path | None = None
+    """The dataset tokenized with the tokenizer of what was fitted."""
+    run: Path | None = None
+    seed: int = 42
 
 
 class Predictor(Protocol):
-    """Turns a run and labels into predictions."""
+    """Turns a run and labels into predictions: fitted once, applied again. Its component says for which outcomes."""
 
     needs_run: bool
+    """Whether it works from a trained run, and so from tokens made with that run's tokenizer."""
 
-    def predict(self, job: PredictionJob) -> None:
-        """Write ``job.output / "predictions.parquet"``. Raises NotApplicable when the data cannot answer."""
+    def fit(self, job: FitJob) -> None:
+        """Fill ``job.output``. Raises NotApplicable when the data or the run cannot answer."""
+        ...
+
+    def predict(self, job: PredictJob) -> Mapping[str, np.ndarray]:
+        """Predictions of each split, in the order of its labels and the shape of the kind.
+
+        Raises FormatError for data that does not belong to what was fitted (another vocabulary, other features).
+        """
+        ...
+
+    def tokenizer(self, fitted: Path) -> Path | None:
+        """The folder of the tokenizer that `predict` wants its store made with; None: it reads no tokens."""
         ...
 
 
 class Metric(Protocol):
-    """A score; one class only gives NaN."""
+    """A score, for the kinds of outcome on its component; NaN where it is not defined, as with one class only."""
 
     higher_is_better: bool
 
-    def __call__(self, label_N: np.ndarray, probability_N: np.ndarray) -> float:
+    def __call__(self, sample: Sample) -> float:
         """The score."""
+        ...
+
+    def weighted(self, sample: Sample, weight_RN: np.ndarray) -> np.ndarray:
+        """Score (R,) of each of R resamples; a row's weight is how often it was drawn.
+
+        `ehr_core.metrics.repeated` does this for a metric that knows no weights.
+        """
         ...
 
 
 Command = Callable[[Any], Any]
+
+# Names of before, until everyone in the tree has moved on.
+Outcome = OutcomeCodes
+
+
+@dataclass(frozen=True)
+class PredictionJob:
+    """What a predictor may use; `FitJob` and `PredictJob` take its place."""
+
+    meds: Path
+    labels: Path
+    output: Path
+    work: Path
+    store: Path | None = None
+    run: Path | None = None
+    outcome: OutcomeCodes | None = None
+    seed: int = 42
+    world_size: int = 1
+    splits: tuple[str, ...] = ("tuning", "held_out")

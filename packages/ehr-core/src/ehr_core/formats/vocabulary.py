@@ -54,6 +54,13 @@ class Vocabulary:
         """The id of a token, or UNK."""
         return self.ids.get(token, default)
 
+    def special(self, name: str) -> int | None:
+        """The id of a special token by its name in `SPECIALS`, or None for a published vocabulary that has none.
+
+        Vocabularies that are made here have them at 0 to 6; a published one keeps ids of its own.
+        """
+        return self.ids.get(name)
+
     def ids_of_kind(self, kind: str) -> list[int]:
         """Ids of all tokens of a kind, ascending."""
         return [index for index, entry in enumerate(self.tokens) if entry.kind == kind]
