@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from ehr_core.errors import ConfigError, DataError
-from ehr_tokenize.cehr import Cehr
-from ehr_tokenize.day_tokens import DayTokens
+from ehr_tokenize.grammars.cehr import Cehr
+from ehr_tokenize.grammars.day_tokens import DayTokens
 from ehr_tokenize.plugin import CehrConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 import pytest
 from ehr_core.formats.vocabulary import UNK
 from ehr_tokenize import plugin
-from ehr_tokenize.cehr import Cehr
-from ehr_tokenize.ethos import Ethos
-from ehr_tokenize.fused import Fused
+from ehr_tokenize.grammars.cehr import Cehr
+from ehr_tokenize.grammars.ethos import Ethos
+from ehr_tokenize.grammars.fused import Fused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ import pytest
 from ehr_core.cli import run
 from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats.tokens import NO_TIME
-from ehr_tokenize.ethos import INTERVALS, Ethos
+from ehr_tokenize.grammars.ethos import INTERVALS, Ethos
 from ehr_tokenize.plugin import EthosConfig
 
 TRAIN = [

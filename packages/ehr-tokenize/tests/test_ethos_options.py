@@ -9,9 +9,9 @@ import pytest
 from ehr_core.errors import ConfigError
 from ehr_core.formats.tokens import prefix_tokens
 from ehr_core.formats.vocabulary import UNK
-from ehr_tokenize.ethos import Ethos
+from ehr_tokenize.grammars.ethos import Ethos
 from ehr_tokenize.plugin import EthosConfig
-from ehr_tokenize.prepare_settings import PrepareConfig, RuleConfig
+from ehr_tokenize.prepare.settings import PrepareConfig, RuleConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from ehr_core.formats.tokens import prefix_tokens
 from ehr_core.formats.vocabulary import UNK
-from ehr_tokenize.ethos import INTERVALS, Ethos
+from ehr_tokenize.grammars.ethos import INTERVALS, Ethos
 from ehr_tokenize.plugin import EthosConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st

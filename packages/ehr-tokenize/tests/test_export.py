@@ -8,7 +8,8 @@ import pytest
 from ehr_core.cli import run
 from ehr_core.errors import FormatError
 from ehr_core.formats.vocabulary import Token, Vocabulary
-from ehr_tokenize import export, plugin
+from ehr_tokenize import plugin
+from ehr_tokenize.store import export
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

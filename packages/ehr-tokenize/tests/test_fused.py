@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import YEAR_US
-from ehr_tokenize.fused import DELTA, EDGES, Fused
+from ehr_tokenize.fit.vocabularies import ids_of
+from ehr_tokenize.grammars.fused import DELTA, EDGES, Fused
 from ehr_tokenize.plugin import FusedConfig
-from ehr_tokenize.vocabularies import ids_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -9,7 +9,8 @@ import pytest
 from ehr_core.cli import run
 from ehr_core.errors import ConfigError
 from ehr_core.formats.tokens import TokenStore
-from ehr_tokenize import inspect_store, plugin
+from ehr_tokenize import plugin
+from ehr_tokenize.store import inspect_store
 
 TRAIN = [
     (1, None, "GENDER//F"),

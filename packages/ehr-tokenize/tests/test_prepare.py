@@ -5,9 +5,9 @@ from datetime import datetime, timedelta
 import polars as pl
 import pytest
 from ehr_core.errors import ConfigError, FormatError
-from ehr_tokenize import code_systems
-from ehr_tokenize.prepare import Preparation
-from ehr_tokenize.prepare_settings import CompleteConfig, MappingConfig, PrepareConfig, RuleConfig
+from ehr_tokenize.prepare import code_systems
+from ehr_tokenize.prepare.preparation import Preparation
+from ehr_tokenize.prepare.settings import CompleteConfig, MappingConfig, PrepareConfig, RuleConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from ehr_tokenize import quantiles
+from ehr_tokenize.fit import quantiles
 
 NAMES = ["LAB//K", "A", "LAB//GLU", "NOTE", "Z"]
 

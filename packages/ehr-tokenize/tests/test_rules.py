@@ -2,8 +2,8 @@
 
 import pytest
 from ehr_core.errors import ConfigError
-from ehr_tokenize.prepare import Preparation
-from ehr_tokenize.prepare_settings import PrepareConfig, RuleConfig
+from ehr_tokenize.prepare.preparation import Preparation
+from ehr_tokenize.prepare.settings import PrepareConfig, RuleConfig
 
 
 @pytest.mark.parametrize("text", ["X//{1", "X//1}", "{1}//{0", "X = {value", "{1{0}}"])

@@ -12,14 +12,14 @@ import pytest
 from ehr_core.cli import run
 from ehr_core.errors import DataError, EhrError, FormatError
 from ehr_core.formats.folder import file_digests
-from ehr_tokenize import command, jobs
-from ehr_tokenize.work import Work, working
+from ehr_tokenize.store import command, jobs
+from ehr_tokenize.store.work import Work, working
 from filelock import FileLock
 
 SHARDS = 6
 SLOW = """
 import sys, time
-from ehr_tokenize import command, jobs
+from ehr_tokenize.store import command, jobs
 
 def summarize(job):
     time.sleep(0.15)

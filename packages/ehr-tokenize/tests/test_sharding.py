@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ehr_core.cli import run
 from ehr_core.formats.tokens import TokenStore, prefix_tokens
-from ehr_tokenize import quantiles
+from ehr_tokenize.fit import quantiles
 
 SIZES = {"train": 40, "tuning": 5, "held_out": 5}
 FITTED = ("vocabulary.json", "tokenizer.json", "prefix.json")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from ehr_tokenize.spacing import Once, Spacing, join, means, quartiles
+from ehr_tokenize.grammars.spacing import Once, Spacing, join, means, quartiles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

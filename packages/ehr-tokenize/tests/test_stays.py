@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 from ehr_core.formats.tokens import NO_TIME
-from ehr_tokenize.day_tokens import DayTokens
-from ehr_tokenize.stays import find_stays, starts_with
+from ehr_tokenize.grammars.day_tokens import DayTokens
+from ehr_tokenize.prepare.stays import find_stays, starts_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

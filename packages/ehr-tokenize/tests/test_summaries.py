@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from ehr_core.errors import FormatError
-from ehr_tokenize import quantiles
-from ehr_tokenize.ethos import Ethos
-from ehr_tokenize.summaries import FileNumbers, keep, kind_of, recall
+from ehr_tokenize.fit import quantiles
+from ehr_tokenize.fit.summaries import FileNumbers, keep, kind_of, recall
+from ehr_tokenize.grammars.ethos import Ethos
 
 
 @dataclass

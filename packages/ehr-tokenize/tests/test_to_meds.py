@@ -9,9 +9,9 @@ import pytest
 from ehr_core.errors import DataError
 from ehr_core.plugin import SerialConfig
 from ehr_core.plugins import build
-from ehr_tokenize import record_files, to_meds
-from ehr_tokenize.record_files import Batch, batches, find_tables, parse_times
-from ehr_tokenize.tables_settings import TablesConfig
+from ehr_tokenize.sources import record_files, to_meds
+from ehr_tokenize.sources.record_files import Batch, batches, find_tables, parse_times
+from ehr_tokenize.sources.settings import TablesConfig
 from hypothesis import given
 from hypothesis import strategies as st
 

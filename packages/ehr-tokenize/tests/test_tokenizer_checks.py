@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from ehr_core.plugins import registry
 from ehr_core.testing import tokenizer_checks as checks
-from ehr_tokenize import stages
-from ehr_tokenize.fused import Fused
+from ehr_tokenize.grammars.fused import Fused
+from ehr_tokenize.prepare import stages
 
 UNK = 3
 

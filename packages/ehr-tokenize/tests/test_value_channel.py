@@ -2,11 +2,11 @@
 
 import pytest
 from ehr_tokenize import plugin
-from ehr_tokenize.cehr import Cehr
-from ehr_tokenize.ethos import Ethos
-from ehr_tokenize.fused import Fused
-from ehr_tokenize.visits import Visits
-from ehr_tokenize.visits_settings import VisitsConfig
+from ehr_tokenize.grammars.cehr import Cehr
+from ehr_tokenize.grammars.ethos import Ethos
+from ehr_tokenize.grammars.fused import Fused
+from ehr_tokenize.grammars.visits import Visits
+from ehr_tokenize.grammars.visits_settings import VisitsConfig
 
 TRAIN = [
     (1, None, "HEIGHT", 170.0),

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 from ehr_core.errors import ConfigError, DataError, FormatError
-from ehr_tokenize.visit_rules import shorten
-from ehr_tokenize.visits import Visits
-from ehr_tokenize.visits_settings import VisitsConfig
+from ehr_tokenize.grammars.visit_rules import shorten
+from ehr_tokenize.grammars.visits import Visits
+from ehr_tokenize.grammars.visits_settings import VisitsConfig
 
 ALL = {"min_count": 1, "cls": True, "sep": True}
 STAY = [

@@ -5,9 +5,9 @@ from itertools import groupby
 
 import numpy as np
 import pytest
-from ehr_tokenize.visit_rules import GROUPINGS
-from ehr_tokenize.visits import Visits
-from ehr_tokenize.visits_settings import VisitsConfig
+from ehr_tokenize.grammars.visit_rules import GROUPINGS
+from ehr_tokenize.grammars.visits import Visits
+from ehr_tokenize.grammars.visits_settings import VisitsConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -6,7 +6,8 @@ import pytest
 from ehr_core.cli import run
 from ehr_core.errors import ConfigError
 from ehr_core.formats.vocabulary import Vocabulary
-from ehr_tokenize import coverage, grow
+from ehr_tokenize.fit import grow
+from ehr_tokenize.store import coverage
 
 FIRST = [
     (1, None, "GENDER//F"),

@@ -11,8 +11,8 @@ from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import TokenStore
 from ehr_fms.fms import SPACING, Fms
 from ehr_fms.plugin import FmsConfig
-from ehr_tokenize import coverage
-from ehr_tokenize.prepare_settings import PrepareConfig, RuleConfig
+from ehr_tokenize.prepare.settings import PrepareConfig, RuleConfig
+from ehr_tokenize.store import coverage
 
 SCHEMA = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
 

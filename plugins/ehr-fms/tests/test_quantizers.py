@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ehr_core.errors import ConfigError
 from ehr_fms.quantizers import LABELS, around, check_ranges, fit_breaks, quantiles, reachable, read_ranges, sigmas
-from ehr_tokenize import stages
+from ehr_tokenize.prepare import stages
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

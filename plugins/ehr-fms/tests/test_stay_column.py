@@ -8,7 +8,7 @@ import pytest
 from ehr_core.errors import DataError
 from ehr_fms.fms import Fms
 from ehr_fms.plugin import FmsConfig
-from ehr_tokenize import coverage
+from ehr_tokenize.store import coverage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

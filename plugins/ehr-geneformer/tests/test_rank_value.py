@@ -13,7 +13,7 @@ from ehr_core.formats.tokens import TokenStore
 from ehr_core.testing.tiny import write_events
 from ehr_geneformer.plugin import RankValueConfig
 from ehr_geneformer.tokenizer import RankValue
-from ehr_tokenize import coverage
+from ehr_tokenize.store import coverage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -12,8 +12,8 @@ from ehr_core.plugin import ProcessesConfig, SerialConfig
 from ehr_core.plugins import build, registry
 from ehr_omop.plugin import OmopConfig
 from ehr_omop.source import OmopSource
-from ehr_tokenize.command import tokenize
 from ehr_tokenize.plugin import FusedConfig, TokenizeConfig
+from ehr_tokenize.store.command import tokenize
 from ehr_tokenize.testing import check_meds
 
 V54 = {

@@ -7,8 +7,8 @@ from typing import Any
 from ehr_core import MISSING, Component, hookimpl
 from ehr_core.cli import program
 
-from ehr_tokenize.prepare_settings import PrepareConfig
-from ehr_tokenize.store_settings import ExportHFConfig, InspectConfig
+from ehr_tokenize.prepare.settings import PrepareConfig
+from ehr_tokenize.store.settings import ExportHFConfig, InspectConfig
 from ehr_tokenize.synthetic.settings import SyntheticConfig
 
 
@@ -140,19 +140,19 @@ def ehr_sources() -> Iterator[Component]:
 def ehr_tokenizers() -> Iterator[Component]:
     yield Component(
         name="ethos",
-        target="ehr_tokenize.ethos:Ethos",
+        target="ehr_tokenize.grammars.ethos:Ethos",
         config=EthosConfig,
         summary="Code, quantile and time-interval tokens with a static prefix",
     )
     yield Component(
         name="fused",
-        target="ehr_tokenize.fused:Fused",
+        target="ehr_tokenize.grammars.fused:Fused",
         config=FusedConfig,
         summary="One token an event, its number binned into the code's name",
     )
     yield Component(
         name="cehr",
-        target="ehr_tokenize.cehr:Cehr",
+        target="ehr_tokenize.grammars.cehr:Cehr",
         config=CehrConfig,
         summary="Visits with artificial time tokens between them",
     )
@@ -162,19 +162,19 @@ def ehr_tokenizers() -> Iterator[Component]:
 def ehr_commands() -> Iterator[Component]:
     yield Component(
         name="tokenize",
-        target="ehr_tokenize.command:tokenize",
+        target="ehr_tokenize.store.command:tokenize",
         config=TokenizeConfig,
         summary="Turn a MEDS dataset into a token store",
     )
     yield Component(
         name="inspect-store",
-        target="ehr_tokenize.inspect_store:inspect",
+        target="ehr_tokenize.store.inspect_store:inspect",
         config=InspectConfig,
         summary="What is in a token store, as text and as a page with pictures",
     )
     yield Component(
         name="export-hf",
-        target="ehr_tokenize.export:export_hf",
+        target="ehr_tokenize.store.export:export_hf",
         config=ExportHFConfig,
         summary="Write a token store's vocabulary as a tokenizer that transformers loads",
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ehr_core import Component, hookimpl
 from ehr_models.bert_settings import BertConfig, ColumnConfig
-from ehr_tokenize.visits_settings import VisitsConfig
+from ehr_tokenize.grammars.visits_settings import VisitsConfig
 
 
 @dataclass

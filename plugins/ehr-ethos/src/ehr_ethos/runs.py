@@ -14,7 +14,7 @@ from ehr_core.formats.tokens import TOKENIZER, Prefix, write_prefix
 from ehr_core.formats.vocabulary import Token, Vocabulary
 from ehr_core.plugins import build, registry
 from ehr_models.settings import GPTConfig, NextTokenConfig
-from ehr_tokenize.ethos import END, INTERVALS, SPACING
+from ehr_tokenize.grammars.ethos import END, INTERVALS, SPACING
 from transformers.utils import logging
 
 from ehr_ethos import checkpoints

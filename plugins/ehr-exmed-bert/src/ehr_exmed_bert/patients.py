@@ -33,8 +33,8 @@ from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
 from ehr_core.formats.folder import file_digest
 from ehr_core.progress import Progress
 from ehr_core.protocols import Executor
-from ehr_tokenize.splits import shares_of, split_of
-from ehr_tokenize.to_meds import BOOK, write_events, write_metadata
+from ehr_tokenize.sources.splits import shares_of, split_of
+from ehr_tokenize.sources.to_meds import BOOK, write_events, write_metadata
 
 from ehr_exmed_bert.__about__ import __version__
 from ehr_exmed_bert.json_stream import patients

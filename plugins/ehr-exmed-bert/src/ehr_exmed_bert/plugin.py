@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from ehr_core import MISSING, Component, hookimpl
 from ehr_models.bert_settings import BertConfig, ColumnConfig, MaskedConfig
-from ehr_tokenize.tables_settings import TablesConfig
-from ehr_tokenize.visits_settings import VisitsConfig
+from ehr_tokenize.grammars.visits_settings import VisitsConfig
+from ehr_tokenize.sources.settings import TablesConfig
 
 
 @dataclass

@@ -4,7 +4,7 @@ After Lentzen et al. (Computer Methods and Programs in Biomedicine 2023). What d
 group; sex and region come from the train split's values and count from their own time on.
 """
 
-from ehr_tokenize.visits import Visits
+from ehr_tokenize.grammars.visits import Visits
 
 
 class ExMedBert(Visits):

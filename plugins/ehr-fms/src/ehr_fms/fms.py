@@ -34,10 +34,10 @@ from ehr_core.config import nearest
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import NO_TIME, TokenTable
 from ehr_core.formats.vocabulary import UNK, Token, Vocabulary
-from ehr_tokenize import stages
-from ehr_tokenize.base import DAY, HOUR, MINUTE, FittedTokenizer, static_arrays
-from ehr_tokenize.spacing import Lengths, Once, join
-from ehr_tokenize.vocabularies import assemble, often_enough
+from ehr_tokenize.fit.vocabularies import assemble, often_enough
+from ehr_tokenize.grammars.base import DAY, HOUR, MINUTE, FittedTokenizer, static_arrays
+from ehr_tokenize.grammars.spacing import Lengths, Once, join
+from ehr_tokenize.prepare import stages
 
 from ehr_fms.layout import lay_out, place_items
 from ehr_fms.plugin import FmsConfig

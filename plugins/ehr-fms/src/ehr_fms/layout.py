@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from ehr_core.formats.tokens import NO_TIME
-from ehr_tokenize import stages
+from ehr_tokenize.prepare import stages
 
 
 def place_items(stay_M: np.ndarray, time_M: np.ndarray) -> np.ndarray:

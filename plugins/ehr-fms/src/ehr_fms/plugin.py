@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ehr_core import Component, hookimpl
-from ehr_tokenize.prepare_settings import PrepareConfig
+from ehr_tokenize.prepare.settings import PrepareConfig
 
 
 def _prefix() -> list[Any]:

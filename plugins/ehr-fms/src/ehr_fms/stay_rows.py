@@ -13,9 +13,9 @@ import numpy as np
 import polars as pl
 from ehr_core.errors import DataError
 from ehr_core.formats.tokens import NO_TIME, YEAR_US
-from ehr_tokenize import stages
-from ehr_tokenize.base import BIRTH, DAY, HOUR, births
-from ehr_tokenize.stays import Stays, find_stays, starts_with, stays_by_key
+from ehr_tokenize.grammars.base import BIRTH, DAY, HOUR, births
+from ehr_tokenize.prepare import stages
+from ehr_tokenize.prepare.stays import Stays, find_stays, starts_with, stays_by_key
 
 from ehr_fms.plugin import FmsConfig
 from ehr_fms.tables import Entry

@@ -23,7 +23,7 @@ from ehr_core.formats.tokens import FORMAT, VERSION, TokenTable
 from ehr_core.formats.vocabulary import PAD, Vocabulary
 from ehr_core.plugins import registry
 from ehr_core.progress import Progress
-from ehr_tokenize.splits import shares_of, split_of
+from ehr_tokenize.sources.splits import shares_of, split_of
 
 from ehr_geneformer.plugin import RankedStoreConfig, RankValueConfig
 from ehr_geneformer.tokenizer import RankValue, sentences

@@ -28,9 +28,9 @@ from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats.folder import read_json, write_json
 from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load_prefix, write_prefix
 from ehr_core.formats.vocabulary import SPECIALS, UNK, Token, Vocabulary
-from ehr_tokenize import stages
-from ehr_tokenize.base import BIRTH, HOUR
-from ehr_tokenize.prepare import LONGEST
+from ehr_tokenize.grammars.base import BIRTH, HOUR
+from ehr_tokenize.prepare import stages
+from ehr_tokenize.prepare.preparation import LONGEST
 
 from ehr_geneformer.plugin import RankValueConfig
 from ehr_geneformer.published import described, read_medians, read_vocabulary
@@ -41,7 +41,7 @@ NOTHING = stages.Counts([], np.zeros(0, np.int64), np.zeros(1, np.int64), np.zer
 class RankValue:
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
-    growable = True  # see `ehr_tokenize.grow`
+    growable = True  # see `ehr_tokenize.fit.grow`
 
     def __init__(self, settings: RankValueConfig):
         if settings.reduce not in ("mean", "last"):

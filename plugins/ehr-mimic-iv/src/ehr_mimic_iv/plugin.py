@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ehr_core import MISSING, Component, hookimpl
-from ehr_tokenize.tables_settings import TablesConfig
+from ehr_tokenize.sources.settings import TablesConfig
 
 
 @dataclass

@@ -25,7 +25,7 @@ from ehr_core.formats.meds import read_events, shards
 from ehr_core.plugin import SerialConfig
 from ehr_core.progress import track
 from ehr_core.protocols import Executor
-from ehr_tokenize.splits import shares_of, split_of
+from ehr_tokenize.sources.splits import shares_of, split_of
 
 from ehr_mimic_iv import environment, tables
 from ehr_mimic_iv.environment import Etl

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from ehr_tokenize.record_files import Batch, Table, batches
+from ehr_tokenize.sources.record_files import Batch, Table, batches
 
 COLUMNS = ("concept_id", "vocabulary_id", "concept_code")
 BUILT_IN: dict[int, tuple[str, str]] = {

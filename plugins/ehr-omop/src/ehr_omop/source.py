@@ -16,8 +16,8 @@ import polars as pl
 from ehr_core.errors import ConfigError, NotApplicable
 from ehr_core.formats.folder import file_digest
 from ehr_core.protocols import Executor
-from ehr_tokenize import to_meds
-from ehr_tokenize.record_files import Table, find_tables
+from ehr_tokenize.sources import to_meds
+from ehr_tokenize.sources.record_files import Table, find_tables
 
 from ehr_omop.__about__ import __version__
 from ehr_omop.concepts import load_concepts, names, write_concepts

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import polars as pl
 from ehr_core.errors import DataError
-from ehr_tokenize.record_files import Batch, Table, batches
-from ehr_tokenize.to_meds import EVENTS
+from ehr_tokenize.sources.record_files import Batch, Table, batches
+from ehr_tokenize.sources.to_meds import EVENTS
 
 from ehr_omop.concepts import Concepts
 from ehr_omop.plugin import OmopConfig
@@ -46,7 +46,7 @@ class Step:
 
     @property
     def role(self) -> str:
-        """What its events are to the times of others; see `ehr_tokenize.to_meds`."""
+        """What its events are to the times of others; see `ehr_tokenize.sources.to_meds`."""
         return {"visit_occurrence.start": "starts", "death": "deaths"}.get(self.name, "")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ehr_core import Component, hookimpl
-from ehr_tokenize.tables_settings import TablesConfig
+from ehr_tokenize.sources.settings import TablesConfig
 
 
 @dataclass

@@ -18,8 +18,8 @@ import polars as pl
 from ehr_core.errors import DataError, NotApplicable
 from ehr_core.formats.folder import file_digest
 from ehr_core.protocols import Executor
-from ehr_tokenize import to_meds
-from ehr_tokenize.record_files import Table, batches, find_tables
+from ehr_tokenize.sources import to_meds
+from ehr_tokenize.sources.record_files import Table, batches, find_tables
 
 from ehr_synthea.__about__ import __version__
 from ehr_synthea.plugin import SyntheaConfig

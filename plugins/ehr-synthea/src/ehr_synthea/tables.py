@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import polars as pl
 from ehr_core.errors import DataError
-from ehr_tokenize.record_files import Batch, Table, batches
+from ehr_tokenize.sources.record_files import Batch, Table, batches
 
 from ehr_synthea.plugin import SyntheaConfig
 
@@ -47,7 +47,7 @@ class Step:
 
     @property
     def role(self) -> str:
-        """What its events are to the times of others; see `ehr_tokenize.to_meds`. Pictures of one study count once."""
+        """What its events are to the times of others, as `to_meds` has it. Pictures of one study count once."""
         return {"start": "starts", "death": "deaths", "image": "once"}.get(self.kind, "")
 
 

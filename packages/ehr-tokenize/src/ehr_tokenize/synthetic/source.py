@@ -24,8 +24,8 @@ from ehr_core.formats.tables import write_labels
 from ehr_core.progress import track
 from ehr_core.protocols import Executor
 
-from ehr_tokenize import to_meds
 from ehr_tokenize.__about__ import __version__
+from ehr_tokenize.sources import to_meds
 from ehr_tokenize.synthetic import parameters as params
 from ehr_tokenize.synthetic import truth
 from ehr_tokenize.synthetic.codes import code_book

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ehr_tokenize import stages
+from ehr_tokenize.prepare import stages
 
 
 @dataclasses.dataclass(frozen=True)

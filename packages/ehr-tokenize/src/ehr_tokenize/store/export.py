@@ -17,7 +17,7 @@ from ehr_core.formats.folder import new_folder, write_json
 from ehr_core.formats.tokens import TokenStore
 from ehr_core.formats.vocabulary import Vocabulary
 
-from ehr_tokenize.store_settings import ExportHFConfig
+from ehr_tokenize.store.settings import ExportHFConfig
 
 ROLES = ("pad", "bos", "eos", "unk", "mask", "cls", "sep")
 

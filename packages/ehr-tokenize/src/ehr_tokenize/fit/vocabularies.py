@@ -10,7 +10,7 @@ import numpy as np
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.vocabulary import SPECIALS, UNK, Token, Vocabulary
 
-from ehr_tokenize import stages
+from ehr_tokenize.prepare import stages
 
 
 def often_enough(counts: stages.Counts, least: int) -> dict[str, int]:

@@ -18,9 +18,9 @@ from ehr_core.errors import ConfigError
 from ehr_core.formats.folder import read_json
 from ehr_core.formats.tokens import TOKENIZER, TokenStore, TokenTable, prefix_tokens
 
-from ehr_tokenize import pictures
-from ehr_tokenize.store_settings import InspectConfig
-from ehr_tokenize.treated import NAMES
+from ehr_tokenize.store import pictures
+from ehr_tokenize.store.settings import InspectConfig
+from ehr_tokenize.store.treated import NAMES
 
 DAY_US = 86_400_000_000
 MOST_TOKENS = 400

@@ -25,12 +25,12 @@ from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import YEAR_US
 from ehr_core.formats.vocabulary import UNK, Token
 
-from ehr_tokenize import stages
-from ehr_tokenize.base import AGE_UNKNOWN, DAY, HOUR, MINUTE, TENS, UNITS, Parts, TimelineTokenizer
+from ehr_tokenize.fit.vocabularies import assemble, subjects_per_code
+from ehr_tokenize.grammars.base import AGE_UNKNOWN, DAY, HOUR, MINUTE, TENS, UNITS, Parts, TimelineTokenizer
+from ehr_tokenize.grammars.spacing import Lengths, Once, join
+from ehr_tokenize.grammars.weaving import Strand, last_of_subject, weave
 from ehr_tokenize.plugin import FusedConfig
-from ehr_tokenize.spacing import Lengths, Once, join
-from ehr_tokenize.vocabularies import assemble, subjects_per_code
-from ehr_tokenize.weaving import Strand, last_of_subject, weave
+from ehr_tokenize.prepare import stages
 
 START, END = "TIMELINE//START", "TIMELINE//END"
 EDGES = (
@@ -73,7 +73,7 @@ class Fused(TimelineTokenizer):
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
     spacing = DELTA
-    growable = True  # see `ehr_tokenize.grow`
+    growable = True  # see `ehr_tokenize.fit.grow`
 
     def __init__(self, settings: FusedConfig):
         super().__init__(settings)

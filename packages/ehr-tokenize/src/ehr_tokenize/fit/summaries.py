@@ -24,7 +24,7 @@ from ehr_core.errors import FormatError
 from ehr_core.formats.tokens import map_arrays
 from safetensors.numpy import save_file
 
-from ehr_tokenize.quantiles import Counts
+from ehr_tokenize.fit.quantiles import Counts
 
 PLAIN = (str, int, float, bool)
 KEY = "summary"

@@ -19,9 +19,9 @@ from ehr_core.formats.folder import read_json, write_json
 from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load_prefix, write_prefix
 from ehr_core.formats.vocabulary import UNK, Token, Vocabulary
 
-from ehr_tokenize import stages
-from ehr_tokenize.prepare import Preparation
-from ehr_tokenize.spacing import Lengths, Spacing, means, quartiles
+from ehr_tokenize.grammars.spacing import Lengths, Spacing, means, quartiles
+from ehr_tokenize.prepare import stages
+from ehr_tokenize.prepare.preparation import Preparation
 
 BIRTH = "MEDS_BIRTH"
 MINUTE = 60_000_000

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ehr_tokenize import stages
+from ehr_tokenize.prepare import stages
 
 
 def rare(counts: stages.Counts, top: Mapping[str, int]) -> set[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class VisitsConfig:
-    """Codes in visits, with age, visit and segment for each; see `ehr_tokenize.visits`."""
+    """Codes in visits, with age, visit and segment for each; see `ehr_tokenize.grammars.visits`."""
 
     name: str = "visits"
     grouping: str = "hybrid"

@@ -26,14 +26,14 @@ from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import NO_TIME, YEAR_US, Prefix
 from ehr_core.formats.vocabulary import Token
 
-from ehr_tokenize import stages
-from ehr_tokenize.base import DAY, HOUR, Parts, TimelineTokenizer
-from ehr_tokenize.day_tokens import DayTokens, day_of
+from ehr_tokenize.fit.vocabularies import assemble, subjects_per_code
+from ehr_tokenize.grammars.base import DAY, HOUR, Parts, TimelineTokenizer
+from ehr_tokenize.grammars.day_tokens import DayTokens, day_of
+from ehr_tokenize.grammars.spacing import Lengths, join, measure
+from ehr_tokenize.grammars.weaving import Strand, last_of_subject, weave
 from ehr_tokenize.plugin import CehrConfig
-from ehr_tokenize.spacing import Lengths, join, measure
-from ehr_tokenize.stays import find_stays, starts_with
-from ehr_tokenize.vocabularies import assemble, subjects_per_code
-from ehr_tokenize.weaving import Strand, last_of_subject, weave
+from ehr_tokenize.prepare import stages
+from ehr_tokenize.prepare.stays import find_stays, starts_with
 
 START, STOP, END = "[VS]", "[VE]", "[END]"
 AGES, HOURS = 121, 24
@@ -75,7 +75,7 @@ class Cehr(TimelineTokenizer):
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
     saved = (*TimelineTokenizer.saved, "interval_parts")
-    growable = True  # see `ehr_tokenize.grow`
+    growable = True  # see `ehr_tokenize.fit.grow`
 
     def __init__(self, settings: CehrConfig):
         super().__init__(settings)

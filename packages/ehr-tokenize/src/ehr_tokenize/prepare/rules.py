@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from ehr_core.config import nearest
 from ehr_core.errors import ConfigError
 
-from ehr_tokenize.code_systems import clean
-from ehr_tokenize.number_tokens import limits
-from ehr_tokenize.prepare_settings import RuleConfig
+from ehr_tokenize.grammars.number_tokens import limits
+from ehr_tokenize.prepare.code_systems import clean
+from ehr_tokenize.prepare.settings import RuleConfig
 
 Step = Callable[[str], list[str]]
 FIELD = re.compile(r"\{([^{}]*)\}")

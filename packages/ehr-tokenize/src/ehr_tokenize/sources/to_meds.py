@@ -29,8 +29,8 @@ from ehr_core.progress import track
 from ehr_core.protocols import Executor
 from numpy.typing import ArrayLike
 
-from ehr_tokenize.splits import shares_of, split_of
-from ehr_tokenize.tables_settings import TablesConfig
+from ehr_tokenize.sources.settings import TablesConfig
+from ehr_tokenize.sources.splits import shares_of, split_of
 
 Step = TypeVar("Step")
 MEDS_VERSION = "0.4.1"

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from ehr_core.errors import ConfigError
 
-from ehr_tokenize.base import DAY, HOUR
-from ehr_tokenize.visits_settings import VisitsConfig
+from ehr_tokenize.grammars.base import DAY, HOUR
+from ehr_tokenize.grammars.visits_settings import VisitsConfig
 
 GROUPINGS = ("encounter", "hybrid", "same_day", "time_window")
 ICD_LEVELS = ("full", "3-digit")

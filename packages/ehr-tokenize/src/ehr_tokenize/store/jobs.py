@@ -22,8 +22,9 @@ from ehr_core.formats.tokens import TOKENIZER
 from ehr_core.plugins import build
 from ehr_core.protocols import Tokenizer
 
-from ehr_tokenize import coverage, grow, summaries
-from ehr_tokenize.treated import odd_rows
+from ehr_tokenize.fit import grow, summaries
+from ehr_tokenize.store import coverage
+from ehr_tokenize.store.treated import odd_rows
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -24,13 +24,14 @@ from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import NO_TIME
 from ehr_core.formats.vocabulary import Token
 
-from ehr_tokenize import frequent, stages
-from ehr_tokenize.base import AGE_UNKNOWN, BIRTH, DAY, HOUR, MINUTE, TENS, UNITS, Parts, TimelineTokenizer
-from ehr_tokenize.number_tokens import Numbers, equal_width, limits
+from ehr_tokenize.fit import frequent
+from ehr_tokenize.fit.vocabularies import assemble
+from ehr_tokenize.grammars.base import AGE_UNKNOWN, BIRTH, DAY, HOUR, MINUTE, TENS, UNITS, Parts, TimelineTokenizer
+from ehr_tokenize.grammars.number_tokens import Numbers, equal_width, limits
+from ehr_tokenize.grammars.spacing import Lengths, Spacing, join
+from ehr_tokenize.grammars.weaving import Strand, last_of_subject, weave
 from ehr_tokenize.plugin import EthosConfig
-from ehr_tokenize.spacing import Lengths, Spacing, join
-from ehr_tokenize.vocabularies import assemble
-from ehr_tokenize.weaving import Strand, last_of_subject, weave
+from ehr_tokenize.prepare import stages
 
 END = "TIMELINE_END"
 INTERVALS = {
@@ -77,7 +78,7 @@ class Ethos(TimelineTokenizer):
 
     saved = (*TimelineTokenizer.saved, "dropped")
     spacing = SPACING
-    growable = True  # see `ehr_tokenize.grow`
+    growable = True  # see `ehr_tokenize.fit.grow`
 
     def __init__(self, settings: EthosConfig):
         super().__init__(settings)

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from ehr_core.formats.tokens import NO_TIME
 
-from ehr_tokenize.quantiles import Counts, bin_counts, merge, quantile_breaks, tally
+from ehr_tokenize.fit.quantiles import Counts, bin_counts, merge, quantile_breaks, tally
 
 __all__ = ["Counts", "Records", "bin_counts", "count", "find_bins", "gaps", "half_open", "interleave", "merge"]
 __all__ += ["offsets", "quantile_breaks", "records"]

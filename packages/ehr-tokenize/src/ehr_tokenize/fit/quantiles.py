@@ -1,7 +1,7 @@
 """Quantiles of numbers per code, exact, in memory that is bounded whatever the size of train.
 
 `count` summarizes a shard. `merge` joins the counts of all shards, which may lie in memory or on disk
-(`ehr_tokenize.summaries`); the numbers stay where they are and are read again, a group of codes at a time, by whoever
+(`fit.summaries`); the numbers stay where they are and are read again, a group of codes at a time, by whoever
 walks over them. A group has at most ``GROUP`` numbers. A code that has more is not loaded at all: its order statistics
 come from two passes of counting, first the upper 16 bits of the numbers as sortable integers, then the lower 16 bits
 of the few cells that hold a wanted rank. Both ways are exact, so the result depends neither on the way nor on how the

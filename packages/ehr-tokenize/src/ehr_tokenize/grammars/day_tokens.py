@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from ehr_core.errors import ConfigError
 
-from ehr_tokenize.base import DAY
+from ehr_tokenize.grammars.base import DAY
 
 LONG, NEGATIVE = "LT", "W-1"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 from ehr_core.errors import ConfigError, FormatError
 
-from ehr_tokenize.prepare_settings import MappingConfig
+from ehr_tokenize.prepare.settings import MappingConfig
 
 _REMOVED = str.maketrans("", "", ",.")
 _BLANKS = re.compile(r"\s+")

@@ -29,11 +29,12 @@ from ehr_core.formats.folder import file_digest, read_json, write_json
 from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load_prefix, write_prefix
 from ehr_core.formats.vocabulary import CLS, SEP, SPECIALS, UNK, Token, Vocabulary
 
-from ehr_tokenize import stages, visit_rules
-from ehr_tokenize.base import BIRTH, DAY, births, static_arrays
-from ehr_tokenize.stays import starts_with
-from ehr_tokenize.visit_rules import UNKNOWN
-from ehr_tokenize.visits_settings import VisitsConfig
+from ehr_tokenize.grammars import visit_rules
+from ehr_tokenize.grammars.base import BIRTH, DAY, births, static_arrays
+from ehr_tokenize.grammars.visit_rules import UNKNOWN
+from ehr_tokenize.grammars.visits_settings import VisitsConfig
+from ehr_tokenize.prepare import stages
+from ehr_tokenize.prepare.stays import starts_with
 
 STATICS = ("sex", "region")
 

@@ -22,10 +22,11 @@ from ehr_core.plugins import build, registry
 from ehr_core.progress import Progress
 from ehr_core.protocols import Executor, Tokenizer
 
-from ehr_tokenize import coverage, grow, metadata, summaries
-from ehr_tokenize.jobs import EncodeJob, SummarizeJob, encode, is_done, load_tokenizer, summarize
+from ehr_tokenize.fit import grow, summaries
 from ehr_tokenize.plugin import TokenizeConfig
-from ehr_tokenize.work import Work, working
+from ehr_tokenize.store import coverage, metadata
+from ehr_tokenize.store.jobs import EncodeJob, SummarizeJob, encode, is_done, load_tokenizer, summarize
+from ehr_tokenize.store.work import Work, working
 
 _NONE = "nothing"
 

@@ -18,10 +18,10 @@ from ehr_core.config import nearest
 from ehr_core.errors import ConfigError
 from ehr_core.formats.tokens import NO_TIME
 
-from ehr_tokenize import stages
-from ehr_tokenize.code_systems import SYSTEMS, clean, read_mapping, table
-from ehr_tokenize.prepare_settings import MappingConfig, PrepareConfig, RuleConfig
-from ehr_tokenize.rules import Made, Rule
+from ehr_tokenize.prepare import stages
+from ehr_tokenize.prepare.code_systems import SYSTEMS, clean, read_mapping, table
+from ehr_tokenize.prepare.rules import Made, Rule
+from ehr_tokenize.prepare.settings import MappingConfig, PrepareConfig, RuleConfig
 
 DAY = 86_400_000_000
 HOUR = DAY // 24

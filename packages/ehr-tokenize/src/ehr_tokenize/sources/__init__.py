@@ -1,0 +1,1 @@
+"""Building blocks of sources that turn tables of records into MEDS."""

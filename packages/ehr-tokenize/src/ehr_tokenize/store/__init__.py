@@ -1,0 +1,1 @@
+"""Token stores: writing, looking at and exporting them."""
