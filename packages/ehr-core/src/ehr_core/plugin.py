@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from ehr_core import MISSING, Component, hookimpl
 
@@ -11,7 +12,7 @@ class MedsConfig:
     """A MEDS dataset that is there already; it is checked and used where it is."""
 
     name: str = "meds"
-    path: str = MISSING
+    path: Path = MISSING
     """Folder with ``data/train``, ``data/tuning`` and ``data/held_out``, each with Parquet files."""
 
 

@@ -204,6 +204,22 @@ def registry() -> Registry:
     return discover()
 
 
+def default_choices(choices: Mapping[str, str | list[str] | None]) -> list[Any]:
+    """Entries of a command's ``defaults``: each group with its usual choice, as far as that is installed.
+
+    A group is there whatever is installed, so that a stranger's component can be chosen where ours is not: nothing is
+    chosen then (None), and a command that needs one says so.
+    """
+    installed = {(place.group, name) for kind, place in KINDS.items() for name in registry().components[kind]}
+    found: list[Any] = []
+    for group, choice in choices.items():
+        if isinstance(choice, list):
+            found.append({group: [name for name in choice if (group, name) in installed]})
+        else:
+            found.append({group: choice if (group, choice) in installed else None})
+    return found
+
+
 def build(kind: str, settings: Any, *arguments: Any, **runtime: Any) -> Any:
     """Make the component that ``settings.name`` names: ``target(settings, *arguments, **runtime)``."""
     return registry().load(kind, settings.name)(settings, *arguments, **runtime)

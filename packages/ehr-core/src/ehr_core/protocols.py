@@ -37,10 +37,13 @@ class Executor(Protocol):
 class Source(Protocol):
     """Provides a MEDS dataset: ``data/<split>/*.parquet``, ``metadata/``."""
 
-    def provide(self, output: Path, executor: Executor) -> Path:
-        """Return the dataset's folder: ``output`` when the source wrote it there, else where the records are already.
+    place: Path | None
+    """The dataset's folder where the records are MEDS already and stay where they are; None: `provide` writes them."""
 
-        A source that writes fills ``output`` (an existing, empty folder). Raises DataError for records that break MEDS.
+    def provide(self, output: Path, executor: Executor) -> Path:
+        """Return the dataset's folder: ``output``, an existing and empty folder that is filled, or ``place``.
+
+        Raises DataError for records that break MEDS.
         """
         ...
 

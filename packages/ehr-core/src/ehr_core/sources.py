@@ -15,7 +15,7 @@ class MedsSource:
     """A MEDS dataset that is there already."""
 
     def __init__(self, settings: MedsConfig):
-        self.path = Path(settings.path)
+        self.path = self.place = Path(settings.path)
 
     def provide(self, output: Path, executor: Executor) -> Path:
         """The dataset's own folder, untouched. Raises DataError or FormatError for the first file that is wrong."""

@@ -89,6 +89,8 @@ class Rows:
 class PatientsJson:
     """See the module. Raises ConfigError for shares that do not add up to 1."""
 
+    place = None
+
     def __init__(self, settings: PatientsJsonConfig):
         self.shares = shares_of(settings.train, settings.tuning, settings.held_out)
         if settings.shard_subjects < 1:

@@ -54,6 +54,8 @@ class Plan:
 class MimicIv:
     """See the module. Raises ConfigError for settings that contradict each other."""
 
+    place = None
+
     def __init__(self, settings: MimicIvConfig):
         self.shares = shares_of(settings.train, settings.tuning, settings.held_out)
         if settings.shard_subjects < 1:

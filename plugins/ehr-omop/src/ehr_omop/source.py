@@ -43,6 +43,8 @@ class Context:
 class OmopSource:
     """See the module. Raises ConfigError for settings that make no dataset."""
 
+    place = None
+
     def __init__(self, settings: OmopConfig):
         unknown = sorted(set(settings.tables) - set(TABLES))
         if unknown:

@@ -45,6 +45,8 @@ class Context:
 class SyntheaSource:
     """See the module."""
 
+    place = None
+
     def __init__(self, settings: SyntheaConfig):
         self.settings = settings
         self.path = Path(settings.path)

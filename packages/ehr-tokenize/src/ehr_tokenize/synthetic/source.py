@@ -98,6 +98,8 @@ def write_shard(settings: SyntheticConfig, output: Path, piece: Piece) -> Writte
 class SyntheticSource:
     """Writes the cohort that its settings describe. Raises ConfigError for settings that make none."""
 
+    place = None
+
     def __init__(self, settings: SyntheticConfig):
         check(settings)
         laws(settings)

@@ -1,0 +1,268 @@
+"""The stage graph: work that is done once, each piece in a folder named by everything that its content depends on.
+
+A stage is a function, its settings and the folders that it reads. Its key is made here, in one place, from settings, the
+content of every file that a setting names, the keys of its inputs, and the code of the packages involved, ehr-core among
+them. A folder appears whole, so one that exists is finished; what a stage does not depend on does not change its key. ::
+
+    graph = Graph(folder)
+    data = graph.add("data", write_records, source_settings)
+    tokens = graph.add("tokens", tokenize, tokenizer_settings, {"meds": data})
+    graph.run()
+
+A function is called as ``function(output, settings, **inputs)`` with the inputs' folders by name.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import inspect
+import sys
+import time
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ehr_core.component import Component
+from ehr_core.config import to_plain
+from ehr_core.errors import EhrError, NotApplicable
+from ehr_core.formats.folder import MANIFEST, digest_of, file_digest, file_digests, new_folder, read_json, write_json
+from ehr_core.plugins import KINDS, build, registry
+
+KEY = 12
+"""Hex digits of a key that name a folder."""
+NOT_APPLICABLE = "not_applicable.json"
+"""In the folder of a stage that could not be done, with the ``reason``; what depends on it is not done either."""
+
+
+# -- keys
+
+
+@functools.cache
+def code_digest(package: str) -> str:
+    """sha256 of the Python and YAML files of an importable package, so that changed code is never served stale."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return "absent"
+    root = Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
+    files = sorted(p for p in root.rglob("*") if p.suffix in (".py", ".yaml")) if root.is_dir() else [root]
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return whole.hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """sha256 of what a file or a folder holds, wherever it is; a folder with a manifest is known by that."""
+    if (path / MANIFEST).is_file():
+        return file_digest(path / MANIFEST)
+    return digest_of(file_digests(path)) if path.is_dir() else file_digest(path) if path.exists() else "absent"
+
+
+def settings_key(settings: Any) -> Any:
+    """Settings as JSON values with the content of files in the place of their names.
+
+    A field counts as the name of a file or folder when it is typed `Path`, alone or within a list or a dictionary. Of a
+    source, which knows which files below a folder it reads, its fingerprint counts.
+    """
+    if component_of(settings, "source") is not None:
+        hints = typing.get_type_hints(type(settings))
+        plain = {name: value for name, value in to_plain(settings).items() if Path not in _parts(hints[name])}
+        return {"settings": plain, "files": dict(build("source", settings).fingerprint())}
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        hints = typing.get_type_hints(type(settings))
+        fields = [field.name for field in dataclasses.fields(settings) if field.name != "defaults"]
+        return {name: _field_key(getattr(settings, name), hints[name]) for name in fields}
+    if isinstance(settings, Mapping):
+        return {str(key): settings_key(value) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [settings_key(value) for value in settings]
+    return {"content": content_digest(settings)} if isinstance(settings, Path) else to_plain(settings)
+
+
+def _field_key(value: Any, hint: Any) -> Any:
+    if Path not in _parts(hint):
+        return settings_key(value)
+    if isinstance(value, str | Path):
+        return {"content": content_digest(Path(value))}
+    if isinstance(value, list | tuple):
+        return [_field_key(part, Path) for part in value]
+    if isinstance(value, Mapping):
+        return {str(key): _field_key(part, Path) for key, part in value.items()}
+    return settings_key(value)
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    yield hint
+    for part in typing.get_args(hint):
+        yield from _parts(part)
+
+
+def component_of(settings: Any, kind: str) -> Component | None:
+    """The component of a kind whose settings these are, or None."""
+    component = registry().components[kind].get(getattr(settings, "name", None) or "")
+    return component if component is not None and component.config is type(settings) else None
+
+
+def packages_of(settings: Any) -> set[str]:
+    """Import packages of the components whose settings these are, or hold."""
+    found: set[str] = set()
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        components = [component for kind in KINDS if (component := component_of(settings, kind)) is not None]
+        found |= {component.target.partition(":")[0].partition(".")[0] for component in components}
+        values: Any = [getattr(settings, field.name) for field in dataclasses.fields(settings)]
+    elif isinstance(settings, Mapping):
+        values = settings.values()
+    else:
+        values = settings if isinstance(settings, list | tuple) else ()
+    return found.union(*map(packages_of, values))
+
+
+# -- the graph
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """A folder that no stage makes: the user's own, known by its content."""
+
+    path: Path
+    key: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Given":
+        """Known by all that is in it."""
+        return cls(path, content_digest(path))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+    """One piece of work. Make it with `Graph.add`."""
+
+    name: str
+    function: Callable[..., Any]
+    settings: Any
+    inputs: Mapping[str, "Stage | Given"]
+    folder: Path
+    """Where the folders of stages are."""
+    words: str = ""
+    """What to say about it, for people."""
+    resumes: bool = False
+    """Whether the function makes its own folder whole, because it goes on after a kill where it was."""
+    free: Any = None
+    """Settings that do not change the result: who watches, how many processes. The function gets them as ``free``."""
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Digest of everything that the result depends on."""
+        inputs = {name: part.key for name, part in self.inputs.items()}
+        function = inspect.unwrap(self.function)
+        packages = {"ehr_core", function.__module__.partition(".")[0]} | packages_of(self.settings)
+        code = {package: code_digest(package) for package in sorted(packages)}
+        place = f"{function.__module__}.{function.__qualname__}"
+        return digest_of([place, settings_key(self.settings), inputs, code])
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.folder / f"{self.name.replace('/', '-')}-{self.key[:KEY]}"
+
+    @property
+    def done(self) -> bool:
+        """Whether the folder is there."""
+        return self.path.is_dir()
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is no result, of a stage that is done and could not answer."""
+        path = self.path / NOT_APPLICABLE
+        return str(read_json(path)["reason"]) if path.is_file() else None
+
+    def make(self) -> None:
+        """Call the function on the inputs' folders. A stage whose input has no result has none, for the same reason."""
+        for part in self.inputs.values():
+            if isinstance(part, Stage) and part.reason is not None:
+                return self._refuse(part.reason)
+        folders = {name: part.path for name, part in self.inputs.items()}
+        more = {} if self.free is None else {"free": self.free}
+        try:
+            if self.resumes:
+                self.function(self.path, self.settings, **folders, **more)
+            else:
+                with new_folder(self.path) as partial:
+                    self.function(partial, self.settings, **folders, **more)
+        except NotApplicable as reason:
+            self._refuse(str(reason))
+
+    def _refuse(self, reason: str) -> None:
+        with new_folder(self.path) as partial:
+            write_json(partial / NOT_APPLICABLE, {"reason": reason})
+
+
+class Graph:
+    """Stages in the order in which they were added, which is one in which they can run."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.stages: list[Stage] = []
+        self.ran: list[Stage] = []
+        """Those that this run had to do."""
+
+    def add(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        settings: Any,
+        inputs: Mapping[str, Stage | Given] | None = None,
+        *,
+        words: str = "",
+        resumes: bool = False,
+        free: Any = None,
+    ) -> Stage:
+        """A further stage; see `Stage` for the fields. Nothing runs yet."""
+        stage = Stage(name, function, settings, dict(inputs or {}), self.folder, words, resumes, free)
+        self.stages.append(stage)
+        return stage
+
+    def run(self) -> None:
+        """Do what is not done. An error leaves what was done before it, and says that it is kept."""
+        for stage in self.stages:
+            if stage.done:
+                say(stage.name, "up to date", stage.words)
+                continue
+            say(stage.name, "running", stage.words)
+            started = time.monotonic()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.ran.append(stage)
+            stage.make()
+            state = f"{time.monotonic() - started:.1f} s"
+            say(stage.name, state, f"not applicable: {stage.reason}" if stage.reason else "done")
+
+    def plan(self) -> list[Stage]:
+        """What `run` would do, said and not done; nothing is written."""
+        waiting = [stage for stage in self.stages if not stage.done]
+        for stage in self.stages:
+            say(stage.name, "would run" if stage in waiting else "up to date", stage.words)
+        return waiting
+
+    def get(self, name: str) -> Stage:
+        """The stage of this name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+def say(name: str, state: str, words: str = "") -> None:
+    """One line about a stage, on stderr."""
+    print(f"{name:<34} {state:<11} {words}".rstrip(), file=sys.stderr, flush=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise EhrError unless files can be made in a folder, or in the one that it will be made in; nothing is left."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise EhrError(f"{folder} cannot be made: {there} is a file; give another output")
+    probe = there / f".ehr-writable-{time.monotonic_ns()}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise EhrError(f"{folder} cannot be written: {error.strerror} in {there}; give another output") from None
