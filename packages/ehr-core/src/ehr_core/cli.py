@@ -15,6 +15,7 @@ from typing import Any
 from ehr_core.__about__ import __version__
 from ehr_core.errors import ConfigError, EhrError
 from ehr_core.plugins import KINDS, registry
+from ehr_core.recipes import literal
 
 USAGE = """\
 usage: ehr COMMAND [key=value ...]
@@ -146,19 +147,14 @@ def _named(arguments: list[str], positional: Sequence[str], settings: Any) -> li
         if argument.startswith("--") and key in names:
             if not equals and not rest:
                 raise ConfigError(f"{argument} needs a value: {argument}=VALUE")
-            found.append(f"{key}={_quoted(value if equals else rest.pop(0))}")
+            found.append(f"{key}={literal(value if equals else rest.pop(0))}")
         elif "=" in argument or argument.startswith(("-", "~")):
             found.append(argument)
         elif places:
-            found.append(f"{places.pop(0)}={_quoted(argument)}")
+            found.append(f"{places.pop(0)}={literal(argument)}")
         else:
             raise ConfigError(f"{argument!r} is one too many; expected {' '.join(positional)}, then key=value")
     return found
-
-
-def _quoted(value: str) -> str:
-    """A value that the parser of overrides takes as it is, whatever signs a path has."""
-    return "'" + value.replace("'", "\\'") + "'"
 
 
 def _multirun(name: str, command: str, overrides: list[str]) -> int:
@@ -174,12 +170,16 @@ def _multirun(name: str, command: str, overrides: list[str]) -> int:
     def job(composed: Any) -> None:
         settings = config.to_settings(composed)
         folder = Path(HydraConfig.get().runtime.output_dir)
-        if getattr(settings, "output", "") is None:
-            settings.output = str(folder)
-        if getattr(settings, "stages", "") is None:
-            settings.stages = str(folder.parent / "stages")
+        if given := getattr(settings, "output", None):  # one folder for each run below the one that was given
+            folder = Path(given) / folder.name
+        names = {field.name for field in dataclasses.fields(settings)}
+        if "stages" in names and settings.stages is None:
+            settings.stages = folder.parent / "stages"
+        if "output" in names:
+            settings.output = folder
         function(settings)
 
+    overrides = config.with_recipe(command, overrides)
     sys.argv = [name, "--multirun", *overrides]
     hydra.main(version_base="1.3", config_path=None, config_name=config.config_name(command))(job)()
     return 0

@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ehr_core import recipes
 from ehr_core.config_source import conf_folders, config_name, places, register
 from ehr_core.errors import ConfigError
 from ehr_core.plugins import registry
@@ -39,14 +40,14 @@ def options() -> dict[str, list[str]]:
     for folder in conf_folders():
         for path in folder.rglob("*.yaml"):
             group = path.relative_to(folder).parent.as_posix()
-            if group != ".":
+            if group not in (".", recipes.FOLDER):
                 groups.setdefault(group, set()).add(path.stem)
     return {group: sorted(names) for group, names in groups.items()}
 
 
 def compose(command: str, overrides: Sequence[str]) -> DictConfig:
     """The composed config of a command. Raises ConfigError with one line for whatever is wrong with the overrides."""
-    overrides = list(overrides)
+    overrides = with_recipe(command, overrides)
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
             raise ConfigError(f"{override!r} is not a setting; write key=value, for example seed=7 (see --help)")
@@ -63,6 +64,14 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
         if free != overrides:
             return compose(command, free)
         raise ConfigError(_explain(command, overrides, error)) from error
+
+
+def with_recipe(command: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides with those of a recipe under them, for a command that has a setting ``recipe``."""
+    settings = registry().get("command", command).config
+    if settings is None or "recipe" not in {field.name for field in dataclasses.fields(settings)}:
+        return list(overrides)
+    return recipes.expand(overrides, options(), conf_folders())
 
 
 def preset(group: str, name: str, *overrides: str) -> Any:

@@ -1,8 +1,9 @@
 """The stage graph: work that is done once, each piece in a folder named by everything that its content depends on.
 
-A stage is a function, its settings and the folders that it reads. Its key is made here, in one place, from settings, the
-content of every file that a setting names, the keys of its inputs, and the code of the packages involved, ehr-core among
-them. A folder appears whole, so one that exists is finished; what a stage does not depend on does not change its key. ::
+A stage is a function, its settings and the folders that it reads. Its key is made here, in one place, from settings,
+the content of every file that a setting names, the keys of its inputs, and the code of the packages involved, ehr-core
+among them. A folder appears whole, so one that exists is finished; what a stage does not depend on does not change its
+key. ::
 
     graph = Graph(folder)
     data = graph.add("data", write_records, source_settings)

@@ -1,0 +1,115 @@
+"""Recipes: YAML files of choices and settings, laid under what a command line says.
+
+A recipe is a mapping like the settings that a command prints with ``--cfg``. A group takes the name of a choice, a list
+of names, or a mapping with ``name`` and changed settings; everything else is a setting. ::
+
+    title: Readmission on our wards
+    source: {name: meds, path: data/meds}
+    model: gpt2_tiny
+    train: {name: tiny, max_steps: 500}
+    predictors: {logistic: {}, xgboost: {max_depth: 3}}
+
+What the command line says comes after it and wins. Nothing in a recipe is resolved or executed.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ehr_core.errors import ConfigError, FormatError
+
+FOLDER = "recipes"
+"""Below the ``conf`` folder of a plugin package: recipes that have a name."""
+
+
+def expand(overrides: Sequence[str], groups: Mapping[str, Sequence[str]], folders: Sequence[Path]) -> list[str]:
+    """The overrides with ``recipe=NAME_OR_FILE`` replaced by what the recipe says, under the others.
+
+    ``groups`` are the groups of settings, ``folders`` the ``conf`` folders. Raises ConfigError for a recipe that is not
+    there, FormatError for one that cannot be read.
+    """
+    named = [override for override in overrides if override.startswith("recipe=")]
+    if not named or named[-1] == "recipe=null":
+        return list(overrides)
+    name = named[-1].partition("=")[2].strip("'\"")
+    own = [override for override in overrides if override not in named]
+    chosen = {override.lstrip("+~").partition("=")[0] for override in own} & set(groups)
+    below = [
+        override
+        for override in _overrides(_read(find(name, folders)), groups)
+        if override.partition("=")[0].partition(".")[0] not in chosen
+    ]
+    return [*below, f"+recipe={literal(name)}", *own]
+
+
+def find(name: str, folders: Sequence[Path]) -> Path:
+    """The file of a recipe: one that is named by its path, or one of a plugin's."""
+    if Path(name).suffix in (".yaml", ".yml"):
+        if not Path(name).is_file():
+            raise ConfigError(f"recipe={name} is not a file")
+        return Path(name)
+    known = {path.stem: path for folder in folders for path in sorted((folder / FOLDER).glob("*.yaml"))}
+    if name not in known:
+        raise ConfigError(
+            f"no recipe is named {name!r}. Installed: {', '.join(sorted(known)) or 'none'}; "
+            "a recipe of your own is given by its path, which ends in .yaml"
+        )
+    return known[name]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, ValueError) as error:
+        raise FormatError(f"{path} is not readable YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(found, dict | None) or not all(isinstance(key, str) for key in found or ()):
+        raise FormatError(f"{path} is not a recipe; it must be a mapping of settings, as --cfg prints them")
+    return found or {}
+
+
+def _overrides(recipe: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    for key, value in recipe.items():
+        if key not in groups or value is None:
+            yield from _settings(key, value)
+        elif isinstance(value, str):
+            yield f"{key}={value}"
+        elif isinstance(value, list):
+            yield f"{key}=[{','.join(map(str, value))}]"
+        elif isinstance(value, Mapping) and ("name" in value or not set(value) <= set(groups[key])):
+            rest = dict(value)
+            if "name" in rest:
+                yield f"{key}={rest.pop('name')}"
+            yield from _settings(key, rest)
+        elif isinstance(value, Mapping):
+            yield f"{key}=[{','.join(value)}]"
+            for name, settings in value.items():
+                yield from _settings(f"{key}.{name}", settings or {})
+        else:
+            raise FormatError(f"a recipe gives {key} as {value!r}; give a name, a list of names, or a mapping")
+
+
+def _settings(key: str, value: Any) -> Iterator[str]:
+    """Leaves as ``key.below=value``; a list, or a mapping whose keys are no words, is one value."""
+    if isinstance(value, Mapping) and all(re.fullmatch(r"\w+", str(name)) for name in value):
+        for name, part in value.items():
+            yield from _settings(f"{key}.{name}", part)
+    else:
+        yield f"{key}={literal(value)}"
+
+
+def literal(value: Any) -> str:
+    """A value as the parser of overrides takes it, whatever signs a text has."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{literal(str(key))}:{literal(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(literal, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    # Within quotes a backslash counts as one only before a quote or at the end.
+    text = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), str(value))
+    return f"'{text}'"
