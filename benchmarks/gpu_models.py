@@ -31,12 +31,13 @@ from ehr_core.batch import Batch
 from ehr_core.formats.vocabulary import Token, Vocabulary
 from ehr_core.plugins import build
 from ehr_models.attention import attend
-from ehr_models.bert_settings import BertConfig, MaskedConfig
+from ehr_models.bert_settings import BertConfig
 from ehr_models.generation.engine import Engine
 from ehr_models.generation.rows import Prompt
 from ehr_models.generation.settings import GenerationConfig
 from ehr_models.layout import FLEX_HEAD_WIDTHS, Layout, block_mask, dense_mask, has_flex, make_layout
-from ehr_models.settings import GPTConfig, NextTokenConfig
+from ehr_models.objectives.settings import MaskedConfig, NextTokenConfig
+from ehr_models.settings import GPTConfig
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PEAK = {

@@ -18,7 +18,8 @@ from collections.abc import Callable
 import torch
 from ehr_core.batch import Batch
 from ehr_core.plugins import build
-from ehr_models.settings import GPTConfig, NextTokenConfig
+from ehr_models.objectives.settings import NextTokenConfig
+from ehr_models.settings import GPTConfig
 
 
 def stepper(shape: GPTConfig, vocabulary: int, batch: Batch, bf16: bool) -> tuple[Callable[[], float], int, int]:

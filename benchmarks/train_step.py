@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from ehr_core.batch import Batch
 from ehr_core.plugins import build
-from ehr_models.settings import GPTConfig, NextTokenConfig
+from ehr_models.objectives.settings import NextTokenConfig
+from ehr_models.settings import GPTConfig
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -10,12 +10,12 @@ from ehr_models.adapters import count_parameters, load, merge, save, target_name
 from ehr_models.bert import build as build_bert
 from ehr_models.bert_settings import BertConfig
 from ehr_models.gpt import build
-from ehr_models.head_settings import MultilabelConfig
 from ehr_models.hf import build as build_hf
 from ehr_models.hf_settings import HFConfig
 from ehr_models.objectives.classification import Classification, Multilabel
 from ehr_models.objectives.next_token import NextToken
-from ehr_models.settings import ClassificationConfig, GPTConfig, NextTokenConfig
+from ehr_models.objectives.settings import ClassificationConfig, MultilabelConfig, NextTokenConfig
+from ehr_models.settings import GPTConfig
 from peft import LoraConfig, get_peft_model
 
 WIDTH, V = 32, 100

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 from ehr_core.errors import ConfigError, DataError
-from ehr_models.head_settings import (
+from ehr_models.objectives.classification import Classification, Multiclass, Multilabel, Regression
+from ehr_models.objectives.heads import POOLINGS, Pooling
+from ehr_models.objectives.settings import (
+    ClassificationConfig,
     MulticlassConfig,
     MultilabelConfig,
     RegressionConfig,
     SurvivalConfig,
     TimeToEventConfig,
 )
-from ehr_models.heads import POOLINGS, Pooling
-from ehr_models.objectives.classification import Classification, Multiclass, Multilabel, Regression
 from ehr_models.objectives.survival import Survival, TimeToEvent
-from ehr_models.settings import ClassificationConfig
 
 WIDTH = 8
 BUILDERS = {

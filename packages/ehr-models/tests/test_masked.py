@@ -7,9 +7,10 @@ import torch
 from ehr_core.errors import ConfigError, FormatError
 from ehr_core.formats.vocabulary import SPECIALS, Token, Vocabulary
 from ehr_models.bert import build
-from ehr_models.bert_settings import BertConfig, MaskedConfig
+from ehr_models.bert_settings import BertConfig
 from ehr_models.objectives.masked import MaskedTokens
 from ehr_models.objectives.masking import mask, most_chosen
+from ehr_models.objectives.settings import MaskedConfig
 
 MASK = 4
 

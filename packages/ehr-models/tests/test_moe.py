@@ -7,7 +7,8 @@ from ehr_models import moe
 from ehr_models.gpt import build
 from ehr_models.moe import MoE
 from ehr_models.objectives.next_token import NextToken
-from ehr_models.settings import GPTConfig, NextTokenConfig
+from ehr_models.objectives.settings import NextTokenConfig
+from ehr_models.settings import GPTConfig
 from torch.nn import functional
 
 SHAPE = {"num_layers": 4, "num_heads": 4, "width": 32, "context_length": 64, "num_experts": 4}

@@ -9,8 +9,8 @@ from ehr_core.config import from_plain
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.vocabulary import CLS, PAD, SEP, SPECIALS, Token, Vocabulary
 from ehr_core.plugins import build
-from ehr_models.head_settings import NextVisitConfig
 from ehr_models.objectives.next_visit import NextVisit, average_precision
+from ehr_models.objectives.settings import NextVisitConfig
 from sklearn.metrics import average_precision_score
 
 WIDTH = 32

@@ -10,7 +10,8 @@ from ehr_models.base import EhrOutput
 from ehr_models.gpt import build
 from ehr_models.objectives.classification import Classification
 from ehr_models.objectives.next_token import NextToken, next_tokens
-from ehr_models.settings import ClassificationConfig, GPTConfig, NextTokenConfig
+from ehr_models.objectives.settings import ClassificationConfig, NextTokenConfig
+from ehr_models.settings import GPTConfig
 
 
 @pytest.fixture

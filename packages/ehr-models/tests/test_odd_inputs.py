@@ -7,9 +7,9 @@ from ehr_core.config import from_plain
 from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.testing.model_maker import batch_of
 from ehr_models.bert import Bert, EhrBertConfig
-from ehr_models.bert_settings import MaskedConfig
 from ehr_models.gpt import EhrGPTConfig, GPTForCausalLM
 from ehr_models.objectives.masked import MaskedTokens
+from ehr_models.objectives.settings import MaskedConfig
 
 V = 30
 SHAPE = {"num_layers": 2, "num_heads": 2, "width": 16, "context_length": 32}

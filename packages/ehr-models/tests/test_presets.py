@@ -36,7 +36,7 @@ def test_the_presets_are_offered():
 
 
 def test_objectives_are_built_by_name():
-    from ehr_models.settings import ClassificationConfig, NextTokenConfig
+    from ehr_models.objectives.settings import ClassificationConfig, NextTokenConfig
 
     assert build("objective", NextTokenConfig(), width=8).labelled is False
     assert build("objective", ClassificationConfig(), width=8).labelled is True

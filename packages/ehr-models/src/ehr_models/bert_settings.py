@@ -89,24 +89,3 @@ class BertConfig:
     vocabulary_multiple: int = 64
     """The token table has a multiple of so many rows."""
     code_vectors: CodeVectorsConfig = field(default_factory=CodeVectorsConfig)
-
-
-@dataclass
-class MaskedConfig:
-    """Predict tokens that are hidden, from all others of the window (masked language modelling)."""
-
-    name: str = "masked"
-    rate: float = 0.15
-    """Share of the tokens of a window that are predicted. The static prefix and specials never are."""
-    mask_share: float = 0.8
-    """Share of the predicted ones that become [MASK]."""
-    random_share: float = 0.1
-    """Share that becomes a random token; the rest stays as it is."""
-    exact: bool = False
-    """Choose ``round(rate * n)`` of a window's n tokens, at least one, and leave one to read; else each by chance."""
-    most: int = 0
-    """Predict no more of a window than this, with ``exact``; 0: no limit."""
-    mask_token: int = -1
-    """Id of [MASK]; -1: as the vocabulary says, if the trainer tells it, else 4."""
-    specials: list[int] = field(default_factory=list)
-    """Ids that are never predicted and never drawn; empty: as the vocabulary says, else 0 to 6."""

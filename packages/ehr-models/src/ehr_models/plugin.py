@@ -4,17 +4,20 @@ from collections.abc import Iterator
 
 from ehr_core import Component, hookimpl
 
-from ehr_models.bert_settings import BertConfig, MaskedConfig
-from ehr_models.head_settings import (
+from ehr_models.bert_settings import BertConfig
+from ehr_models.hf_settings import HFConfig
+from ehr_models.objectives.settings import (
+    ClassificationConfig,
+    MaskedConfig,
     MulticlassConfig,
     MultilabelConfig,
+    NextTokenConfig,
     NextVisitConfig,
     RegressionConfig,
     SurvivalConfig,
     TimeToEventConfig,
 )
-from ehr_models.hf_settings import HFConfig
-from ehr_models.settings import ClassificationConfig, GPTConfig, NextTokenConfig
+from ehr_models.settings import GPTConfig
 
 
 @hookimpl

@@ -53,29 +53,3 @@ class GPTConfig:
     """Weight of the loss that has experts used alike, summed over layers; in training only."""
     router_z_weight: float = 0.001
     """Weight of the loss that keeps the router's scores small, summed over layers; in training only."""
-
-
-@dataclass
-class NextTokenConfig:
-    """Predict each next token of a window."""
-
-    name: str = "next_token"
-
-
-@dataclass
-class HeadConfig:
-    """What all heads have that read a sample: how its states become one, and dropout."""
-
-    name: str = "head"
-    dropout: float = 0.1
-    """Dropout before the head, in training only."""
-    pooling: str = "last"
-    """``last``: the state of a sample's last visible token; ``cls``: of its first; ``mean``: the mean over all of its
-    visible tokens; ``attention``: a mean with learned weights."""
-
-
-@dataclass
-class ClassificationConfig(HeadConfig):
-    """A binary head, trained together with the model."""
-
-    name: str = "classification"

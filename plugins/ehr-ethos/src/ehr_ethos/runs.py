@@ -13,7 +13,8 @@ from ehr_core.formats.run import Run
 from ehr_core.formats.tokens import TOKENIZER, Prefix, write_prefix
 from ehr_core.formats.vocabulary import Token, Vocabulary
 from ehr_core.plugins import build, registry
-from ehr_models.settings import GPTConfig, NextTokenConfig
+from ehr_models.objectives.settings import NextTokenConfig
+from ehr_models.settings import GPTConfig
 from ehr_tokenize.grammars.ethos import END, INTERVALS, SPACING
 from transformers.utils import logging
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from ehr_core.batch import Batch, Loss
 from ehr_core.errors import ConfigError, DataError
-from ehr_models.heads import check_binary
-from ehr_models.objectives import with_auxiliary
+from ehr_models.objectives.heads import check_binary
+from ehr_models.objectives.loss import with_auxiliary
 from ehr_models.objectives.masked import IGNORED, MaskedTokens
 from ehr_models.objectives.masking import windows_of
 from torch import Tensor, nn

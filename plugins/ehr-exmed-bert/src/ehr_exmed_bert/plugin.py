@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ehr_core import MISSING, Component, hookimpl
-from ehr_models.bert_settings import BertConfig, ColumnConfig, MaskedConfig
+from ehr_models.bert_settings import BertConfig, ColumnConfig
+from ehr_models.objectives.settings import MaskedConfig
 from ehr_tokenize.grammars.visits_settings import VisitsConfig
 from ehr_tokenize.sources.settings import TablesConfig
 

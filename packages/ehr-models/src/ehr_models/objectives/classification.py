@@ -8,9 +8,8 @@ from ehr_core.errors import ConfigError, DataError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ehr_models.head_settings import MulticlassConfig, MultilabelConfig, RegressionConfig
-from ehr_models.heads import SampleObjective, check_binary, number_of
-from ehr_models.settings import ClassificationConfig
+from ehr_models.objectives.heads import SampleObjective, check_binary, number_of
+from ehr_models.objectives.settings import ClassificationConfig, MulticlassConfig, MultilabelConfig, RegressionConfig
 
 
 class Classification(SampleObjective):

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ehr_models.base import check_tokens
-from ehr_models.bert_settings import MaskedConfig
-from ehr_models.objectives import with_auxiliary
+from ehr_models.objectives.loss import with_auxiliary
 from ehr_models.objectives.masking import Masked, mask, most_chosen
+from ehr_models.objectives.settings import MaskedConfig
 
 IGNORED = -100
 FIXED_SEED = 20_180_811

@@ -12,7 +12,7 @@ import torch
 from ehr_core.batch import Batch
 from torch import Tensor
 
-from ehr_models.bert_settings import MaskedConfig
+from ehr_models.objectives.settings import MaskedConfig
 
 
 def mix(x: Tensor) -> Tensor:

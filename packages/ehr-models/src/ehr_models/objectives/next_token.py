@@ -11,8 +11,8 @@ from ehr_core.formats.vocabulary import PAD
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ehr_models.objectives import with_auxiliary
-from ehr_models.settings import NextTokenConfig
+from ehr_models.objectives.loss import with_auxiliary
+from ehr_models.objectives.settings import NextTokenConfig
 
 IGNORED = -100
 

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ehr_models.base import check_tokens
-from ehr_models.head_settings import NextVisitConfig
-from ehr_models.heads import SampleObjective
-from ehr_models.objectives import with_auxiliary
+from ehr_models.objectives.heads import SampleObjective
+from ehr_models.objectives.loss import with_auxiliary
 from ehr_models.objectives.masked import FIXED_SEED
 from ehr_models.objectives.masking import hash_of, windows_of
+from ehr_models.objectives.settings import NextVisitConfig
 
 NEVER = torch.iinfo(torch.int64).max
 

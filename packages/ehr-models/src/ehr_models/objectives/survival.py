@@ -17,8 +17,8 @@ from ehr_core.errors import ConfigError, DataError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ehr_models.head_settings import SurvivalConfig, TimeToEventConfig
-from ehr_models.heads import SampleObjective, check_binary, number_of
+from ehr_models.objectives.heads import SampleObjective, check_binary, number_of
+from ehr_models.objectives.settings import SurvivalConfig, TimeToEventConfig
 
 
 def times(label_N2: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from ehr_core.batch import Batch, Loss
 from ehr_core.errors import ConfigError, DataError
 from torch import Tensor, nn
 
-from ehr_models.objectives import with_auxiliary
+from ehr_models.objectives.loss import with_auxiliary
 
 POOLINGS = ("last", "cls", "mean", "attention")
 
