@@ -1,8 +1,9 @@
 """MEDS datasets on disk: the one reader that every stage of every package uses.
 
-A dataset is checked in two steps. `shards` looks at folders, footers and column types, which is cheap; `read_events`
-checks every row of a shard, vectorized, when the shard is read. Nothing is repaired in silence: a row that breaks MEDS
-is an error that names file, row and rule, and what is treated otherwise is counted.
+A dataset is checked in steps. `shards` looks at folders, footers and column types, which is cheap; `subject_splits`
+reads one column, and makes sure that each subject has its place; `read_events` checks every row of a shard, vectorized,
+when the shard is read. Nothing is repaired in silence: a row that breaks MEDS is an error that names file, row and rule,
+and what is treated otherwise is counted.
 """
 
 from collections.abc import Sequence
@@ -84,6 +85,40 @@ def check_columns(path: Path) -> list[str]:
         elif name != "numeric_value":
             raise DataError(f"{path} has no column {name!r}; MEDS needs subject_id, time and code")
     return present
+
+
+def subject_splits(found: Sequence[Shard]) -> dict[int, str]:
+    """Subject to split, of all shards of a dataset. Raises DataError for a subject in two shards (`check_subjects`)."""
+    with ThreadPoolExecutor() as pool:
+        subjects = list(pool.map(lambda shard: subjects_of(shard.path), found))
+    check_subjects(found, subjects)
+    return {subject: shard.split for shard, ids in zip(found, subjects, strict=True) for subject in ids.tolist()}
+
+
+def subjects_of(path: Path) -> np.ndarray:
+    """Subjects (S,) int64 of one shard, ascending. Raises FormatError for a damaged file."""
+    try:
+        column = pl.scan_parquet(path).select(pl.col("subject_id").drop_nulls().unique().sort()).collect()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise FormatError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    return column["subject_id"].to_numpy()
+
+
+def check_subjects(found: Sequence[Shard], subjects: Sequence[np.ndarray]) -> None:
+    """Raise DataError when a subject is in two shards, and so perhaps in train and held_out at once.
+
+    ``subjects`` has the subjects of each shard, each of them once.
+    """
+    subject = np.concatenate([np.empty(0, np.int64), *subjects])
+    owner = np.repeat(np.arange(len(subjects)), [len(ids) for ids in subjects])
+    order = np.argsort(subject, kind="stable")
+    twice = np.flatnonzero(np.diff(subject[order]) == 0)
+    if len(twice):
+        first, second = (found[owner[order[twice[0] + step]]].path for step in (0, 1))
+        raise DataError(
+            f"{len(twice)} subjects are in more than one shard, one of them in {first} and {second}; "
+            "MEDS keeps each subject in one shard of one split"
+        )
 
 
 def read_events(path: Path, more: Sequence[str] = (), drop_duplicates: bool = False) -> pl.DataFrame:
