@@ -86,6 +86,62 @@ def test_a_package_imports_itself_the_core_and_what_it_declares(name):
     assert not wrong, "\n".join(wrong)
 
 
+def modules(files: list[Path]) -> dict[str, Path]:
+    """Dotted name to file, for the files below one ``src``."""
+    found = {}
+    for file in files:
+        parts = file.with_suffix("").parts
+        parts = parts[len(parts) - 1 - parts[::-1].index("src") + 1 :]
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def dependencies(tree: ast.Module, known: set[str]) -> set[str]:
+    """Modules among ``known`` that a module imports anywhere, also within functions."""
+    wanted: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            wanted |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            within = {f"{node.module}.{alias.name}" for alias in node.names} & known
+            wanted |= within or {node.module}
+    hidden = {id(part) for node in ast.walk(tree) if is_for_type_checkers(node) for part in ast.walk(node)}
+    if hidden:
+        visible = ast.Module([node for node in tree.body if not is_for_type_checkers(node)], [])
+        return dependencies(visible, known)
+    return wanted & known
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, the first of them at the end again; empty where there is none."""
+    done: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(graph[name]):
+            if found := walk(other, [*path, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(graph) if (found := walk(name, []))), [])
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_no_modules_of_a_package_import_each_other_in_a_circle(name):
+    found = modules(SOURCES[name])
+    graph = {module: dependencies(parsed(file), set(found)) - {module} for module, file in found.items()}
+    assert " imports ".join(circle(graph)) == ""
+
+
+def test_a_circle_of_imports_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
 def docstrings(tree: ast.Module) -> set[int]:
     """Ids of constants that stand alone: docstrings and the notes under settings."""
     return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}

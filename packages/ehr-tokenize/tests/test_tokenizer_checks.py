@@ -7,7 +7,7 @@ import pytest
 from ehr_core.plugins import registry
 from ehr_core.testing import tokenizer_checks as checks
 from ehr_tokenize.grammars.fused import Fused
-from ehr_tokenize.prepare import stages
+from ehr_tokenize.prepare import arrays
 
 UNK = 3
 
@@ -60,14 +60,14 @@ def breaks_are_not_loaded(monkeypatch):
 
 
 def missing_is_zero(monkeypatch):
-    before = stages.records
+    before = arrays.records
 
     def records(events):
         rows = before(events)
         infinite = np.isinf(events["numeric_value"].fill_null(float("nan")).to_numpy())
         return dataclasses.replace(rows, value_N=np.where(infinite, np.float32(0), rows.value_N))
 
-    monkeypatch.setattr(stages, "records", records)
+    monkeypatch.setattr(arrays, "records", records)
 
 
 def unseen_codes_are_padding(monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ehr_core.errors import ConfigError
 from ehr_fms.quantizers import LABELS, around, check_ranges, fit_breaks, quantiles, reachable, read_ranges, sigmas
-from ehr_tokenize.prepare import stages
+from ehr_tokenize.fit.quantiles import Counts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 def counts(**values):
     lengths = [len(v) for v in values.values()]
     flat = np.concatenate([np.sort(np.array(v, np.float32)) for v in values.values()])
-    return stages.Counts(list(values), np.array(lengths), np.concatenate([[0], np.cumsum(lengths)]), flat)
+    return Counts(list(values), np.array(lengths), np.concatenate([[0], np.cumsum(lengths)]), flat)
 
 
 def bins(breaks, numbers):

@@ -34,10 +34,11 @@ from ehr_core.config import nearest
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import NO_TIME, TokenTable
 from ehr_core.formats.vocabulary import UNK, Token, Vocabulary
+from ehr_tokenize.fit import quantiles
 from ehr_tokenize.fit.vocabularies import assemble, often_enough
 from ehr_tokenize.grammars.base import DAY, HOUR, MINUTE, FittedTokenizer, static_arrays
 from ehr_tokenize.grammars.spacing import Lengths, Once, join
-from ehr_tokenize.prepare import stages
+from ehr_tokenize.prepare import arrays
 
 from ehr_fms.layout import lay_out, place_items
 from ehr_fms.plugin import FmsConfig
@@ -59,8 +60,8 @@ SPACING = Once(
 class Summary:
     """What `Fms.fit` needs to know of one shard."""
 
-    items: stages.Counts
-    prefix: stages.Counts
+    items: quantiles.Counts
+    prefix: quantiles.Counts
     codes: dict[str, set[str]]
     """MEDS codes that became each token."""
     intervals: Lengths
@@ -155,7 +156,7 @@ class Fms(FittedTokenizer):
             END: int(np.count_nonzero(found.stays.close_K != NO_TIME)),
             ELLIPSIS: int(np.count_nonzero(ellipsis_K != NO_TIME)),
         }
-        counts = stages.count(items.records()), stages.count(prefix.records())
+        counts = quantiles.count(items.records()), quantiles.count(prefix.records())
         return Summary(*counts, dict(codes), SPACING.measure(gap_M), fixed)
 
     def fit(self, summaries: Iterable[Summary]) -> None:
@@ -168,7 +169,7 @@ class Fms(FittedTokenizer):
             if settings.stay_column:
                 what = f"no event with a time names one in column {settings.stay_column!r}; see tokenizer.stay_column"
             raise DataError(f"the train split has no hospitalization: {what}")
-        items, prefix = (stages.merge([getattr(p, name) for p in parts]) for name in ("items", "prefix"))
+        items, prefix = (quantiles.merge([getattr(p, name) for p in parts]) for name in ("items", "prefix"))
         codes: dict[str, set[str]] = defaultdict(set)
         for part in parts:
             for name, own in part.codes.items():
@@ -178,7 +179,7 @@ class Fms(FittedTokenizer):
         tokens = [Token(START, "start", (), fixed[START]), Token(END, "end", (), fixed[END])]
         tokens += [Token(TRUNC, "cut"), Token(ELLIPSIS, "cut", (), fixed[ELLIPSIS])]
         tokens += self.fit_intervals(join(p.intervals for p in parts), SPACING.names, SPACING.middles())
-        bins = stages.bin_counts(items, stages.half_open(self.breaks), len(self.labels))
+        bins = quantiles.bin_counts(items, quantiles.half_open(self.breaks), len(self.labels))
         bare, fused = dict(often), {}
         if self.settings.fused:
             for name, counts in bins.items():
@@ -197,7 +198,7 @@ class Fms(FittedTokenizer):
             [replace(t, codes=named[t.token]) if t.kind == "code" and t.token in named else t for t in found]
         )
 
-    def _fit_breaks(self, items: stages.Counts, prefix: stages.Counts, often: dict[str, int]) -> None:
+    def _fit_breaks(self, items: quantiles.Counts, prefix: quantiles.Counts, often: dict[str, int]) -> None:
         settings, path = self.settings, self.settings.reference_ranges
         ranges = read_ranges(Path(path)) if path else {}
         found = fit_breaks(items, settings.quantizer, settings.detect_discrete, ranges)
@@ -205,10 +206,10 @@ class Fms(FittedTokenizer):
         self.breaks = {name: breaks for name, breaks in found.items() if name in often}
         self.prefix_breaks = fit_breaks(prefix, settings.quantizer, settings.detect_discrete, {})
 
-    def _prefix_tokens(self, prefix: stages.Counts, codes: dict[str, set[str]]) -> list[Token]:
+    def _prefix_tokens(self, prefix: quantiles.Counts, codes: dict[str, set[str]]) -> list[Token]:
         """Tokens of the prefix, entry by entry: the unknown one, then bins, or values by (-count, name)."""
         count = dict(zip(prefix.names_C, prefix.rows_C.tolist(), strict=True))
-        bins = stages.bin_counts(prefix, stages.half_open(self.prefix_breaks), len(self.labels))
+        bins = quantiles.bin_counts(prefix, quantiles.half_open(self.prefix_breaks), len(self.labels))
         tokens: dict[str, Token] = {}
         for entry in self.tables["prefix"]:
             unknown = f"{entry.prefix}_UNKNOWN"
@@ -286,7 +287,7 @@ class Fms(FittedTokenizer):
         columns = {"stay": number_K[stay].astype(np.int32)}
         if settings.value:
             columns["value"] = value
-        offset = stages.offsets(subject_T, len(found.birth_S))
+        offset = arrays.offsets(subject_T, len(found.birth_S))
         return {"offset": offset, "token": token.astype(self.dtype), "time": time, "columns": columns}
 
     def _item_ids(self, items: Items, breaks: dict[str, list[float]], kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -305,5 +306,5 @@ class Fms(FittedTokenizer):
             if name in breaks:
                 for k in reachable(breaks[name]):
                     bin_CB[c, k + 1] = ids[self.labels[k] if shared else f"{name}_{self.labels[k]}"]
-        bin_M = stages.find_bins(items.records(), stages.half_open(breaks), size)
+        bin_M = quantiles.find_bins(items.records(), quantiles.half_open(breaks), size)
         return base_C[items.name_M], bin_CB[items.name_M, bin_M]

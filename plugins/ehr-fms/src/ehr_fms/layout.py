@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from ehr_core.formats.tokens import NO_TIME
-from ehr_tokenize.prepare import stages
+from ehr_tokenize.grammars import weaving
 
 
 def place_items(stay_M: np.ndarray, time_M: np.ndarray) -> np.ndarray:
@@ -50,10 +50,10 @@ def lay_out(
         woven = [(spacing_M, often_M), (np.where(has_M, bin_M, base_M), one_M)]
     else:
         woven = [(spacing_M, often_M), (base_M, one_M), (bin_M, has_M.astype(np.int64))]
-    token, total_M = stages.interleave(woven, np.dtype(np.int64))
+    token, total_M = weaving.interleave(woven, np.dtype(np.int64))
     none_M = np.full(len(stay_M), np.nan, np.float32)
     values = [(value_M if place == 1 else none_M, count_M) for place, (_, count_M) in enumerate(woven)]
-    value, _ = stages.interleave(values, np.dtype(np.float32))
+    value, _ = weaving.interleave(values, np.dtype(np.float32))
     time, phase = np.repeat(time_M, total_M), np.repeat(phase_M, total_M)
     event = phase == 0
     events_K = np.bincount(np.repeat(stay_M, total_M)[event], minlength=size)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from ehr_core.errors import ConfigError
-from ehr_tokenize.prepare.stages import Counts
+from ehr_tokenize.fit.quantiles import Counts
 
 LABELS = {name: tuple(f"Q{k}" for k in range(size)) for name, size in
           (("deciles", 10), ("ventiles", 20), ("centiles", 100))}  # fmt: skip

@@ -14,7 +14,7 @@ import polars as pl
 from ehr_core.errors import DataError
 from ehr_core.formats.tokens import NO_TIME, YEAR_US
 from ehr_tokenize.grammars.base import BIRTH, DAY, HOUR, births
-from ehr_tokenize.prepare import stages
+from ehr_tokenize.prepare import arrays
 from ehr_tokenize.prepare.stays import Stays, find_stays, starts_with, stays_by_key
 
 from ehr_fms.plugin import FmsConfig
@@ -25,7 +25,7 @@ from ehr_fms.tables import Entry
 class StayRows:
     """A shard with its hospitalizations."""
 
-    rows: stages.Records
+    rows: arrays.Records
     frame: pl.DataFrame
     """The rows again, with the columns that expressions know."""
     stays: Stays
@@ -52,17 +52,17 @@ class Items:
     codes_C: list[set[str]]
     """MEDS codes that became each name."""
 
-    def records(self) -> stages.Records:
-        """As the arrays that `stages.count` and `stages.find_bins` work on."""
+    def records(self) -> arrays.Records:
+        """As the arrays that `quantiles.count` and `quantiles.find_bins` work on."""
         subjects = np.zeros(1, np.int64)
-        return stages.Records(
+        return arrays.Records(
             subjects, self.names_C, np.zeros(len(self.stay_M), np.int64), self.time_M, self.name_M, self.value_M
         )
 
 
 def arrange(events: pl.DataFrame, settings: FmsConfig) -> StayRows:
     """Rows in order with their hospitalizations. Raises DataError when ``stay_column`` is asked for and not there."""
-    rows = stages.records(events)
+    rows = arrays.records(events)
     timed_N = rows.time_N != NO_TIME
     closes_N = rows.per_code(starts_with(settings.discharge_codes), bool)[rows.code_N] & timed_N
     if settings.stay_column:
@@ -115,7 +115,7 @@ class Names:
             self.codes[index].add(code)
         return index
 
-    def of_rows(self, rows: stages.Records, at: np.ndarray, text: str | None, entry: Entry) -> np.ndarray:
+    def of_rows(self, rows: arrays.Records, at: np.ndarray, text: str | None, entry: Entry) -> np.ndarray:
         """(C,) number of the text, or of the entry's, for each code that the rows ``at`` have; else -1."""
         name_C = np.full(len(rows.names_C), -1)
         for c in np.flatnonzero(np.bincount(rows.code_N[at], minlength=len(rows.names_C))).tolist():

@@ -28,14 +28,15 @@ from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats.folder import read_json, write_json
 from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load_prefix, write_prefix
 from ehr_core.formats.vocabulary import SPECIALS, UNK, Token, Vocabulary
+from ehr_tokenize.fit import quantiles
 from ehr_tokenize.grammars.base import BIRTH, HOUR
-from ehr_tokenize.prepare import stages
+from ehr_tokenize.prepare import arrays
 from ehr_tokenize.prepare.preparation import LONGEST
 
 from ehr_geneformer.plugin import RankValueConfig
 from ehr_geneformer.published import described, read_medians, read_vocabulary
 
-NOTHING = stages.Counts([], np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, np.float32))
+NOTHING = quantiles.Counts([], np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, np.float32))
 
 
 class RankValue:
@@ -62,17 +63,17 @@ class RankValue:
 
     # -- fit
 
-    def summarize(self, events: pl.DataFrame) -> stages.Counts:
+    def summarize(self, events: pl.DataFrame) -> quantiles.Counts:
         """Absolute values of one shard, one a subject and code; nothing where all is published."""
         if self.settings.vocabulary and self.settings.medians:
             return NOTHING
-        rows = reduced(stages.records(events), self.settings)
+        rows = reduced(arrays.records(events), self.settings)
         rows = rows.where(rows.value_N != 0)
-        return stages.count(dataclasses.replace(rows, value_N=np.abs(rows.value_N)))
+        return quantiles.count(dataclasses.replace(rows, value_N=np.abs(rows.value_N)))
 
-    def fit(self, summaries: Iterable[stages.Counts]) -> None:
+    def fit(self, summaries: Iterable[quantiles.Counts]) -> None:
         """Fit or read vocabulary and medians. Raises DataError when train has no number other than 0."""
-        found = stages.merge(list(summaries))
+        found = quantiles.merge(list(summaries))
         self.read_published()
         medians = self.medians if self.settings.medians else medians_of(found)
         if not self.settings.vocabulary:
@@ -110,7 +111,7 @@ class RankValue:
             raise DataError(
                 "this tokenizer has no medians to rank by: it was made from ranked sentences without medians="
             )
-        rows = stages.records(events)
+        rows = arrays.records(events)
         known_S = known_at(rows, self.settings)
         values = reduced(rows, self.settings)
         values = values.where(values.value_N != 0)
@@ -123,14 +124,14 @@ class RankValue:
         kept = np.flatnonzero(id_K >= 0)
         # NaN, where there is no median, sorts last; equal ranks and unknown codes are in the order of ids.
         kept = kept[np.lexsort((id_K[kept], -rank_K[kept], subject_K[kept]))]
-        start_S = stages.offsets(subject_K[kept], size)
+        start_S = arrays.offsets(subject_K[kept], size)
         kept = kept[np.arange(len(kept)) - start_S[subject_K[kept]] < self.settings.max_length]
         dtype = np.uint16 if len(self.vocabulary) <= 1 << 16 else np.uint32
         return sentences(rows.subject_id_S, subject_K[kept], id_K[kept].astype(dtype), known_S)
 
     def unknown_events(self, events: pl.DataFrame) -> dict[str, int]:
         """Code to how many of its ranked numbers have no median, so that they become [UNK] or, without one, nothing."""
-        rows = numbers(stages.records(events), self.settings)
+        rows = numbers(arrays.records(events), self.settings)
         unknown_C = ~rows.per_code(self.medians.__contains__, bool)
         often_C = np.bincount(rows.code_N[rows.value_N != 0], minlength=len(rows.names_C))
         return {rows.names_C[c]: int(often_C[c]) for c in np.flatnonzero(unknown_C & (often_C > 0))}
@@ -162,7 +163,7 @@ class RankValue:
         self.prefix = load_prefix(folder)
 
 
-def _build(found: stages.Counts, least: int) -> Vocabulary:
+def _build(found: quantiles.Counts, least: int) -> Vocabulary:
     """The specials, then codes by (-subjects, code)."""
     often = [(name, int(n)) for name, n in zip(found.names_C, found.rows_C, strict=True) if n >= least]
     clash = sorted({name for name, _ in often} & set(SPECIALS))
@@ -174,12 +175,12 @@ def _build(found: stages.Counts, least: int) -> Vocabulary:
     return Vocabulary(special + [Token(name, "code", (name,), number) for name, number in often])
 
 
-def medians_of(found: stages.Counts) -> dict[str, float]:
+def medians_of(found: quantiles.Counts) -> dict[str, float]:
     """Median of the values of each code; the mean of the middle two for an even number."""
-    return {code: breaks[0] for code, breaks in stages.quantile_breaks(found, 2).items()}
+    return {code: breaks[0] for code, breaks in quantiles.quantile_breaks(found, 2).items()}
 
 
-def _ends(rows: stages.Records) -> tuple[np.ndarray, np.ndarray]:
+def _ends(rows: arrays.Records) -> tuple[np.ndarray, np.ndarray]:
     """(S,) first and last time of an event other than birth; NO_TIME where there is none."""
     birth_C = rows.per_code(BIRTH.__eq__, bool)
     at = np.flatnonzero((rows.time_N != NO_TIME) & ~birth_C[rows.code_N])
@@ -190,14 +191,14 @@ def _ends(rows: stages.Records) -> tuple[np.ndarray, np.ndarray]:
     return first_S, last_S
 
 
-def known_at(rows: stages.Records, settings: RankValueConfig) -> np.ndarray:
+def known_at(rows: arrays.Records, settings: RankValueConfig) -> np.ndarray:
     """(S,) the time from which a subject's sentence is known; 0 for a record without times."""
     first_S, last_S = _ends(rows)
     end_S = first_S + int(settings.hours * HOUR) if settings.hours else last_S + 1
     return np.where(first_S == NO_TIME, 0, end_S)
 
 
-def numbers(rows: stages.Records, settings: RankValueConfig) -> stages.Records:
+def numbers(rows: arrays.Records, settings: RankValueConfig) -> arrays.Records:
     """The rows with a number, among those that the settings rank."""
     keep_N = ~np.isnan(rows.value_N)
     if settings.hours:
@@ -205,7 +206,7 @@ def numbers(rows: stages.Records, settings: RankValueConfig) -> stages.Records:
     return rows.where(keep_N)
 
 
-def reduced(rows: stages.Records, settings: RankValueConfig) -> stages.Records:
+def reduced(rows: arrays.Records, settings: RankValueConfig) -> arrays.Records:
     """One row per subject and code that has a number: its mean or last value, scaled if the settings say so."""
     rows = numbers(rows, settings)
     order = np.lexsort((rows.code_N, rows.subject_N))  # stable: in order of time within a subject and code
@@ -232,7 +233,7 @@ def sentences(subject_id_S: np.ndarray, subject_M: np.ndarray, token_M: np.ndarr
     size = len(subject_id_S)
     return TokenTable(
         subject_id=subject_id_S,
-        offset=stages.offsets(subject_M, size),
+        offset=arrays.offsets(subject_M, size),
         token=token_M,
         time=time_S[subject_M],
         birth=np.full(size, NO_TIME),

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ehr_tokenize.prepare import stages
+from ehr_tokenize.fit import quantiles
+from ehr_tokenize.prepare import arrays
 
 
-def rare(counts: stages.Counts, top: Mapping[str, int]) -> set[str]:
+def rare(counts: quantiles.Counts, top: Mapping[str, int]) -> set[str]:
     """Codes of each prefix that are not among its so many most frequent ones; of equals the first by name stay."""
     dropped: set[str] = set()
     for prefix, size in top.items():
@@ -50,7 +51,7 @@ class Instants:
         return gap, int(first.sum())
 
 
-def instants(rows: stages.Records, may_go: Callable[[str], bool]) -> Instants:
+def instants(rows: arrays.Records, may_go: Callable[[str], bool]) -> Instants:
     """The instants of timeline rows."""
     new_N = np.ones(len(rows.time_N), bool)
     new_N[1:] = (rows.subject_N[1:] != rows.subject_N[:-1]) | (rows.time_N[1:] != rows.time_N[:-1])

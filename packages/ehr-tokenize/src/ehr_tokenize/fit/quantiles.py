@@ -20,6 +20,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ehr_tokenize.prepare import arrays
+
 GROUP = 1 << 23
 """Numbers that are in memory at once: 32 MiB of float32, and as much again while they are sorted."""
 CELLS = 64
@@ -272,3 +274,33 @@ def _sortable(value: np.ndarray) -> np.ndarray:
     """(M,) int64 below 2**32 in the order of the float32 numbers."""
     bits = np.ascontiguousarray(value, np.float32).view(np.uint32)
     return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)).astype(np.int64)
+
+
+# -- rows of a shard
+
+
+def count(rows: arrays.Records) -> Counts:
+    """Rows and numbers per code of one shard."""
+    return tally(rows.names_C, rows.code_N, rows.value_N)
+
+
+def find_bins(rows: arrays.Records, breaks: dict[str, list[float]], num_quantiles: int) -> np.ndarray:
+    """(N,) quantile 1 to Q of each number: 1 + the breaks below it; 0 without a number or without breaks."""
+    break_QC = np.full((num_quantiles - 1, len(rows.names_C)), np.inf)
+    known_C = rows.per_code(breaks.__contains__, bool)
+    for c in np.flatnonzero(known_C):
+        found = breaks[rows.names_C[c]]
+        break_QC[: len(found), c] = found
+    at = np.flatnonzero(known_C[rows.code_N] & ~np.isnan(rows.value_N))
+    code, value = rows.code_N[at], rows.value_N[at].astype(np.float64)
+    bin_M = np.ones(len(at), np.int16)
+    for break_C in break_QC:  # at most Q - 1 rounds, each over a table that stays in the cache
+        bin_M += break_C[code] < value
+    bin_N = np.zeros(len(rows.code_N), np.int16)
+    bin_N[at] = bin_M
+    return bin_N
+
+
+def half_open(breaks: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Breaks for `find_bins` and `bin_counts` by which a number equal to a break is above it."""
+    return {code: np.nextafter(found, -np.inf).tolist() for code, found in breaks.items()}

@@ -10,15 +10,16 @@ import numpy as np
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.vocabulary import SPECIALS, UNK, Token, Vocabulary
 
-from ehr_tokenize.prepare import stages
+from ehr_tokenize.fit import quantiles
+from ehr_tokenize.prepare import arrays
 
 
-def often_enough(counts: stages.Counts, least: int) -> dict[str, int]:
+def often_enough(counts: quantiles.Counts, least: int) -> dict[str, int]:
     """Code to rows, for codes with at least so many rows."""
     return {name: int(n) for name, n in zip(counts.names_C, counts.rows_C, strict=True) if n >= least}
 
 
-def subjects_per_code(rows: stages.Records) -> dict[str, int]:
+def subjects_per_code(rows: arrays.Records) -> dict[str, int]:
     """How many subjects have each code at least once."""
     size = len(rows.names_C)
     pair = np.unique(rows.subject_N * size + rows.code_N)

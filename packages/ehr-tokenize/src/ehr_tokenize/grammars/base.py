@@ -1,6 +1,8 @@
 """What tokenizers share: which rows are static, how they fill the prefix, the vocabulary, the state on disk.
 
-A tokenizer derives from `TimelineTokenizer` and adds `summarize`, `fit` and `encode_timeline`. Shapes as in `stages`.
+A tokenizer derives from `TimelineTokenizer` and adds `summarize`, `fit` and `encode_timeline`.
+
+Shapes: N rows (events), S subjects, C distinct codes.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from ehr_core.formats.folder import read_json, write_json
 from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load_prefix, write_prefix
 from ehr_core.formats.vocabulary import UNK, Token, Vocabulary
 
+from ehr_tokenize.fit import quantiles
 from ehr_tokenize.grammars.spacing import Lengths, Spacing, means, quartiles
-from ehr_tokenize.prepare import stages
+from ehr_tokenize.prepare import arrays
 from ehr_tokenize.prepare.preparation import Preparation
 
 BIRTH = "MEDS_BIRTH"
@@ -35,8 +38,8 @@ AGE_UNKNOWN = "AGE//UNKNOWN"
 class Parts:
     """The rows of a shard, told apart."""
 
-    timeline: stages.Records
-    static: stages.Records
+    timeline: arrays.Records
+    static: arrays.Records
     birth_S: np.ndarray
     """int64 microseconds, the first MEDS_BIRTH; NO_TIME if unknown."""
 
@@ -166,11 +169,11 @@ class TimelineTokenizer(FittedTokenizer):
 
     # -- rows
 
-    def records(self, events: pl.DataFrame) -> stages.Records:
+    def records(self, events: pl.DataFrame) -> arrays.Records:
         """Arrays of the events of a shard, prepared."""
-        return stages.records(self.preparation.apply(events))
+        return arrays.records(self.preparation.apply(events))
 
-    def parts(self, rows: stages.Records) -> Parts:
+    def parts(self, rows: arrays.Records) -> Parts:
         """Timeline, static rows and births of a shard."""
         birth_N = rows.per_code(BIRTH.__eq__, bool)[rows.code_N]
         starts = tuple(f"{prefix}//" for prefix in self.settings.static_codes)
@@ -203,9 +206,9 @@ class TimelineTokenizer(FittedTokenizer):
         index: int = self.vocabulary.ids.get(code, UNK)
         return index if self.vocabulary.tokens[index].kind == "code" else UNK
 
-    def breaks_of(self, counts: stages.Counts) -> dict[str, list[float]]:
+    def breaks_of(self, counts: quantiles.Counts) -> dict[str, list[float]]:
         """Breaks of every code that has numbers, static or not: a number in both places means one thing."""
-        return stages.quantile_breaks(counts, self.settings.num_quantiles)
+        return quantiles.quantile_breaks(counts, self.settings.num_quantiles)
 
     # -- static prefix
 
@@ -218,14 +221,14 @@ class TimelineTokenizer(FittedTokenizer):
         chosen = [p for p in self.settings.static_codes if code == p or code.startswith(f"{p}//")]
         return chosen[0] if chosen else code.rpartition("//")[0] or code
 
-    def fit_static(self, static: stages.Counts) -> tuple[list[str], list[Token]]:
+    def fit_static(self, static: quantiles.Counts) -> tuple[list[str], list[Token]]:
         """Slots in order, and their tokens: the unknown one, then values by name or quantile."""
         size, least = self.settings.num_quantiles, self.settings.min_count
         length_C = np.diff(static.offset_C)
         breaks = self.breaks_of(static)
         enough = {c for c, n in zip(static.names_C, length_C, strict=True) if n >= least}
         self.static_breaks = {code: found for code, found in breaks.items() if code in enough}
-        bins = stages.bin_counts(static, self.static_breaks, size)
+        bins = quantiles.bin_counts(static, self.static_breaks, size)
         filled: dict[str, list[Token]] = {}
         for code, rows, length in zip(static.names_C, static.rows_C.tolist(), length_C.tolist(), strict=True):
             if code in self.static_breaks:
@@ -265,7 +268,7 @@ class TimelineTokenizer(FittedTokenizer):
         numeric_C = static.per_code(self.static_breaks.__contains__, bool)
         slot_C = static.per_code(lambda c: slot_ids.get(c if c in self.static_breaks else self.slot(c), -1), np.int64)
         token_C = static.per_code(self._static_id, np.int64)
-        bin_N = stages.find_bins(static, self.static_breaks, self.settings.num_quantiles)
+        bin_N = quantiles.find_bins(static, self.static_breaks, self.settings.num_quantiles)
         slot_N, token_N, numeric_N = slot_C[static.code_N], token_C[static.code_N], numeric_C[static.code_N]
         unknown = np.array((*self.prefix.unknown, 0))  # the last one stands in for slot -1, which is dropped
         token_N = np.where(token_N < 0, unknown[slot_N], token_N) + np.where(numeric_N, bin_N - 1, 0)
@@ -283,7 +286,7 @@ class TimelineTokenizer(FittedTokenizer):
         return index if index >= 0 and self.vocabulary.tokens[index].kind in ("static", "code") else -1
 
 
-def births(rows: stages.Records, found: stages.Records) -> np.ndarray:
+def births(rows: arrays.Records, found: arrays.Records) -> np.ndarray:
     """(S,) time of the first of the rows ``found`` of each subject; NO_TIME for none."""
     birth_S = np.full(len(rows.subject_id_S), NO_TIME)
     birth_S[found.subject_N[::-1]] = found.time_N[::-1]  # backwards, so that the first birth stays
@@ -299,7 +302,7 @@ def static_arrays(
     new = np.ones(len(order), bool)  # what repeats the value before it changes no prefix
     new[1:] = (subject[1:] != subject[:-1]) | (token[1:] != token[:-1])
     return {
-        "static_offset": stages.offsets(subject[new], size),
+        "static_offset": arrays.offsets(subject[new], size),
         "static_slot": slot_N[order][new].astype(np.uint16),
         "static_token": token[new].astype(dtype),
         "static_time": time_N[order][new],

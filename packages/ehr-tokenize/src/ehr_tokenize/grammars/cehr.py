@@ -26,13 +26,14 @@ from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import NO_TIME, YEAR_US, Prefix
 from ehr_core.formats.vocabulary import Token
 
+from ehr_tokenize.fit import quantiles
 from ehr_tokenize.fit.vocabularies import assemble, subjects_per_code
 from ehr_tokenize.grammars.base import DAY, HOUR, Parts, TimelineTokenizer
 from ehr_tokenize.grammars.day_tokens import DayTokens, day_of
 from ehr_tokenize.grammars.spacing import Lengths, join, measure
 from ehr_tokenize.grammars.weaving import Strand, last_of_subject, weave
 from ehr_tokenize.plugin import CehrConfig
-from ehr_tokenize.prepare import stages
+from ehr_tokenize.prepare import arrays
 from ehr_tokenize.prepare.stays import find_stays, starts_with
 
 START, STOP, END = "[VS]", "[VE]", "[END]"
@@ -61,9 +62,9 @@ class Visits:
 class Summary:
     """What `Cehr.fit` needs to know of one shard."""
 
-    timeline: stages.Counts
+    timeline: quantiles.Counts
     subjects: dict[str, int]
-    static: stages.Counts
+    static: quantiles.Counts
     years: dict[int, int]
     """Calendar year to how many subjects have an event in it."""
     fixed: dict[str, int]
@@ -105,7 +106,7 @@ class Cehr(TimelineTokenizer):
 
     # -- visits
 
-    def visits(self, rows: stages.Records) -> Visits:
+    def visits(self, rows: arrays.Records) -> Visits:
         """The visits of a timeline."""
         opens_N = rows.per_code(starts_with(self.settings.admission_codes), bool)[rows.code_N]
         closes_N = rows.per_code(starts_with(self.settings.discharge_codes), bool)[rows.code_N]
@@ -158,9 +159,9 @@ class Cehr(TimelineTokenizer):
         year_N = _years(rows.time_N)
         year, number = np.unique(year_N[_changes(rows.subject_N, year_N)], return_counts=True)
         return Summary(
-            stages.count(rows),
+            quantiles.count(rows),
             subjects_per_code(rows),
-            stages.count(parts.static),
+            quantiles.count(parts.static),
             dict(zip(year.tolist(), number.tolist(), strict=True)),
             fixed,
             self._lengths(visits.day_K[visits.day_K >= 0], passed_N[passed_N > 0]),
@@ -179,7 +180,7 @@ class Cehr(TimelineTokenizer):
     def fit(self, summaries: Iterable[Summary]) -> None:
         """Fit vocabulary, slots, bins and time estimates. Raises DataError when train has no event."""
         found = list(summaries)
-        timeline, static = stages.merge([p.timeline for p in found]), stages.merge([p.static for p in found])
+        timeline, static = quantiles.merge([p.timeline for p in found]), quantiles.merge([p.static for p in found])
         if not timeline.names_C:
             raise DataError("the train split has no event with a time, so there is nothing to fit a tokenizer on")
         settings, size = self.settings, self.settings.num_quantiles
@@ -191,9 +192,9 @@ class Cehr(TimelineTokenizer):
             for name, rows in zip(timeline.names_C, timeline.rows_C, strict=True)
             if rows >= settings.min_count and subjects[name] >= settings.min_subjects
         }
-        self.breaks = {c: b for c, b in stages.quantile_breaks(timeline, size).items() if c in often}
+        self.breaks = {c: b for c, b in quantiles.quantile_breaks(timeline, size).items() if c in often}
         ranges = self.interval_days()
-        bins = sum(stages.bin_counts(timeline, self.breaks, size).values(), np.zeros(size, np.int64))
+        bins = sum(quantiles.bin_counts(timeline, self.breaks, size).values(), np.zeros(size, np.int64))
         tokens = [Token(f"BIN:{k}", "quantile", (), int(bins[k])) for k in range(size)]
         middles = [86_400.0 * _middle(span) for span in ranges.values()]
         tokens += self.fit_intervals(join(p.intervals for p in found), list(ranges), middles)
@@ -246,7 +247,7 @@ class Cehr(TimelineTokenizer):
         rows = parts.timeline.where(visits.order_N)
         size, ids = len(rows.time_N), self.vocabulary
         code_N = rows.per_code(self.code_id, np.int64)[rows.code_N]
-        bin_N = stages.find_bins(rows, self.breaks, self.settings.num_quantiles)
+        bin_N = quantiles.find_bins(rows, self.breaks, self.settings.num_quantiles)
         first_N, outside_N, stop_N = (np.zeros(size, bool) for _ in range(3))
         first_N[visits.first_K] = True
         outside_N[visits.first_K] = ~visits.inside_N[visits.first_K]
@@ -279,7 +280,7 @@ class Cehr(TimelineTokenizer):
         time[place_K] = visits.end_K[stops]
         ends = end_N[last_N] - 1
         time[ends] = time[ends - 1] + 1  # nobody knows at the time of the last token that it is the last one
-        offset = np.concatenate([[0], end_N])[stages.offsets(rows.subject_N, len(parts.birth_S))]
+        offset = np.concatenate([[0], end_N])[arrays.offsets(rows.subject_N, len(parts.birth_S))]
         return {"offset": offset, "token": token, "time": time, "columns": columns}
 
 

@@ -24,14 +24,15 @@ from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import NO_TIME
 from ehr_core.formats.vocabulary import Token
 
-from ehr_tokenize.fit import frequent
+from ehr_tokenize.fit import frequent, quantiles
 from ehr_tokenize.fit.vocabularies import assemble
 from ehr_tokenize.grammars.base import AGE_UNKNOWN, BIRTH, DAY, HOUR, MINUTE, TENS, UNITS, Parts, TimelineTokenizer
-from ehr_tokenize.grammars.number_tokens import Numbers, equal_width, limits
+from ehr_tokenize.grammars.number_tokens import Numbers, equal_width
 from ehr_tokenize.grammars.spacing import Lengths, Spacing, join
 from ehr_tokenize.grammars.weaving import Strand, last_of_subject, weave
 from ehr_tokenize.plugin import EthosConfig
-from ehr_tokenize.prepare import stages
+from ehr_tokenize.prepare import arrays
+from ehr_tokenize.prepare.rules import limits
 
 END = "TIMELINE_END"
 INTERVALS = {
@@ -63,8 +64,8 @@ SPACING = Spacing(tuple(INTERVALS), np.array(list(INTERVALS.values()), np.int64)
 class Summary:
     """What `Ethos.fit` needs to know of one shard."""
 
-    timeline: stages.Counts
-    static: stages.Counts
+    timeline: quantiles.Counts
+    static: quantiles.Counts
     intervals: Lengths
     births: int
     timelines: int
@@ -97,7 +98,7 @@ class Ethos(TimelineTokenizer):
 
     # -- rows
 
-    def parts(self, rows: stages.Records) -> Parts:
+    def parts(self, rows: arrays.Records) -> Parts:
         """Timeline, static rows and births of a shard; without timeline rows that become no token."""
         found = super().parts(rows)
         if self.settings.static_too:
@@ -148,9 +149,9 @@ class Ethos(TimelineTokenizer):
         parts = self.parts(self.records(events))
         limited = tuple(self.settings.top_codes)
         return Summary(
-            stages.count(parts.timeline),
-            stages.count(parts.static),
-            SPACING.measure(stages.gaps(parts.timeline)),
+            quantiles.count(parts.timeline),
+            quantiles.count(parts.static),
+            SPACING.measure(arrays.gaps(parts.timeline)),
             parts.births,
             int(np.count_nonzero(np.diff(parts.timeline.subject_N, prepend=-1))),
             frequent.instants(parts.timeline, lambda code: code.startswith(limited)) if limited else None,
@@ -159,7 +160,7 @@ class Ethos(TimelineTokenizer):
     def fit(self, summaries: Iterable[Summary]) -> None:
         """Fit vocabulary, slots, quantiles and interval estimates. Raises DataError when train has no event."""
         parts = list(summaries)
-        timeline, static = stages.merge([p.timeline for p in parts]), stages.merge([p.static for p in parts])
+        timeline, static = quantiles.merge([p.timeline for p in parts]), quantiles.merge([p.static for p in parts])
         if self.settings.top_codes:
             self.dropped = sorted(frequent.rare(timeline, self.settings.top_codes))
             timeline = timeline.without(set(self.dropped))
@@ -168,7 +169,7 @@ class Ethos(TimelineTokenizer):
             raise DataError("the train split has no event with a time, so there is nothing to fit a tokenizer on")
         slots, statics = self.fit_static(static)
         self._fit_breaks(timeline)
-        bins = stages.bin_counts(timeline, self.breaks, self.settings.num_quantiles)
+        bins = quantiles.bin_counts(timeline, self.breaks, self.settings.num_quantiles)
         often, rare = self._often(timeline, bins)
         tokens = self.numbers.tokens(bins)
         tokens += self.fit_intervals(join(p.intervals for p in parts), SPACING.names, SPACING.middles())
@@ -182,12 +183,12 @@ class Ethos(TimelineTokenizer):
         self.vocabulary = assemble(tokens, statics, often, rare, fused)
         self.prefix = self.make_prefix(slots, born)
 
-    def breaks_of(self, counts: stages.Counts) -> dict[str, list[float]]:
+    def breaks_of(self, counts: quantiles.Counts) -> dict[str, list[float]]:
         """As in the base, of one width for the codes of ``equal_width``."""
         found, size = super().breaks_of(counts), self.settings.num_quantiles
         return found | {code: equal_width(*self._widths[code], size) for code in found.keys() & self._widths.keys()}
 
-    def _fit_breaks(self, timeline: stages.Counts) -> None:
+    def _fit_breaks(self, timeline: quantiles.Counts) -> None:
         """Breaks of the codes that are frequent enough, or whose numbers alone show."""
         rows = dict(zip(timeline.names_C, timeline.rows_C.tolist(), strict=True))
         self.breaks = {
@@ -196,7 +197,7 @@ class Ethos(TimelineTokenizer):
             if rows[code] >= self.settings.min_count or self.numbers.style(code) == "alone"
         }
 
-    def _often(self, timeline: stages.Counts, bins: dict[str, np.ndarray]) -> tuple[dict[str, int], int]:
+    def _often(self, timeline: quantiles.Counts, bins: dict[str, np.ndarray]) -> tuple[dict[str, int], int]:
         """How often each code that is frequent enough is a token of its own, and how many rows become [UNK]."""
         often, rare = {}, 0
         for name, rows in zip(timeline.names_C, timeline.rows_C.tolist(), strict=True):
@@ -215,8 +216,8 @@ class Ethos(TimelineTokenizer):
         """The arrays of a token table that have an entry a token, and where each subject starts."""
         rows = parts.timeline
         code_N = rows.per_code(self.code_id, np.int64)[rows.code_N]
-        bin_N = stages.find_bins(rows, self.breaks, self.settings.num_quantiles)
-        interval_N, repeat_N = SPACING.find(stages.gaps(rows))
+        bin_N = quantiles.find_bins(rows, self.breaks, self.settings.num_quantiles)
+        interval_N, repeat_N = SPACING.find(arrays.gaps(rows))
         last_N = last_of_subject(rows.subject_N) & self.settings.timeline_end
         first_N: Any = self.vocabulary["Q1"]
         spoken_N = np.ones(len(code_N), np.int8)
@@ -235,7 +236,7 @@ class Ethos(TimelineTokenizer):
         # Nobody knows at the time of the last event that it is the last one. Were TIMELINE_END at that time, whoever
         # cuts a record at `time <= prediction_time` would show it to a prediction made at the last event.
         time[end_N[last_N] - 1] += 1
-        offset = np.concatenate([[0], end_N])[stages.offsets(rows.subject_N, len(parts.birth_S))]
+        offset = np.concatenate([[0], end_N])[arrays.offsets(rows.subject_N, len(parts.birth_S))]
         return {"offset": offset, "token": token, "time": time, "columns": columns}
 
 

@@ -25,12 +25,13 @@ from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import YEAR_US
 from ehr_core.formats.vocabulary import UNK, Token
 
+from ehr_tokenize.fit import quantiles
 from ehr_tokenize.fit.vocabularies import assemble, subjects_per_code
 from ehr_tokenize.grammars.base import AGE_UNKNOWN, DAY, HOUR, MINUTE, TENS, UNITS, Parts, TimelineTokenizer
 from ehr_tokenize.grammars.spacing import Lengths, Once, join
 from ehr_tokenize.grammars.weaving import Strand, last_of_subject, weave
 from ehr_tokenize.plugin import FusedConfig
-from ehr_tokenize.prepare import stages
+from ehr_tokenize.prepare import arrays
 
 START, END = "TIMELINE//START", "TIMELINE//END"
 EDGES = (
@@ -60,10 +61,10 @@ DELTA = Once(
 class Summary:
     """What `Fused.fit` needs to know of one shard."""
 
-    timeline: stages.Counts
+    timeline: quantiles.Counts
     subjects: dict[str, int]
     """Subjects that have each timeline code."""
-    static: stages.Counts
+    static: quantiles.Counts
     intervals: Lengths
     births: int
     timelines: int
@@ -98,10 +99,10 @@ class Fused(TimelineTokenizer):
         """Counts and numbers per code, subjects per code, lengths of gaps of one shard of train."""
         parts = self.parts(self.records(events))
         return Summary(
-            stages.count(parts.timeline),
+            quantiles.count(parts.timeline),
             subjects_per_code(parts.timeline),
-            stages.count(parts.static),
-            DELTA.measure(stages.gaps(parts.timeline)),
+            quantiles.count(parts.static),
+            DELTA.measure(arrays.gaps(parts.timeline)),
             parts.births,
             int(np.count_nonzero(last_of_subject(parts.timeline.subject_N))),
         )
@@ -109,7 +110,7 @@ class Fused(TimelineTokenizer):
     def fit(self, summaries: Iterable[Summary]) -> None:
         """Fit vocabulary, slots, bins and interval estimates. Raises DataError when train has no event."""
         found = list(summaries)
-        timeline, static = stages.merge([p.timeline for p in found]), stages.merge([p.static for p in found])
+        timeline, static = quantiles.merge([p.timeline for p in found]), quantiles.merge([p.static for p in found])
         if not timeline.names_C:
             raise DataError("the train split has no event with a time, so there is nothing to fit a tokenizer on")
         subjects: Counter[str] = Counter()
@@ -117,8 +118,8 @@ class Fused(TimelineTokenizer):
             subjects.update(part.subjects)
         often = self._often(timeline, subjects)
         size = self.settings.num_quantiles
-        self.breaks = {c: b for c, b in stages.quantile_breaks(timeline, size).items() if c in often}
-        fused = self._fused(stages.bin_counts(timeline, stages.half_open(self.breaks), size))
+        self.breaks = {c: b for c, b in quantiles.quantile_breaks(timeline, size).items() if c in often}
+        fused = self._fused(quantiles.bin_counts(timeline, quantiles.half_open(self.breaks), size))
         timelines = sum(p.timelines for p in found)
         tokens = [Token(START, "start", (), timelines)]
         tokens += self.fit_intervals(join(p.intervals for p in found), DELTA.names, DELTA.middles())
@@ -133,7 +134,7 @@ class Fused(TimelineTokenizer):
         self.vocabulary = assemble(tokens, statics, bare, rare, fused)
         self.prefix = self.make_prefix(slots, born)
 
-    def _often(self, timeline: stages.Counts, subjects: Counter[str]) -> dict[str, int]:
+    def _often(self, timeline: quantiles.Counts, subjects: Counter[str]) -> dict[str, int]:
         """Rows of the codes that get a token."""
         keep = [re.compile(pattern) for pattern in self.settings.keep]
         return {
@@ -172,10 +173,10 @@ class Fused(TimelineTokenizer):
     def encode_timeline(self, parts: Parts, dtype: np.dtype) -> dict[str, Any]:
         """The arrays of a token table that have an entry a token, and where each subject starts."""
         rows = parts.timeline
-        bin_N = stages.find_bins(rows, stages.half_open(self.breaks), self.settings.num_quantiles)
+        bin_N = quantiles.find_bins(rows, quantiles.half_open(self.breaks), self.settings.num_quantiles)
         bare_N = rows.per_code(self.code_id, np.int64)[rows.code_N]
         code_N = np.where(bin_N > 0, rows.per_code(self._first_bin, np.int64)[rows.code_N] - 1 + bin_N, bare_N)
-        delta_N, often_N = DELTA.find(stages.gaps(rows))
+        delta_N, often_N = DELTA.find(arrays.gaps(rows))
         first_N = np.diff(rows.subject_N, prepend=-1) != 0
         last_N = last_of_subject(rows.subject_N) & self.settings.timeline_end
         strands = [
@@ -186,5 +187,5 @@ class Fused(TimelineTokenizer):
         ]
         token, time, end_N, columns = weave(strands, rows.time_N, dtype, self.settings.value)
         time[end_N[last_N] - 1] += 1  # nobody knows at the time of the last event that it is the last one
-        offset = np.concatenate([[0], end_N])[stages.offsets(rows.subject_N, len(parts.birth_S))]
+        offset = np.concatenate([[0], end_N])[arrays.offsets(rows.subject_N, len(parts.birth_S))]
         return {"offset": offset, "token": token, "time": time, "columns": columns}

@@ -8,23 +8,12 @@ as both pressures behind VITAL//BLOOD_PRESSURE.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from ehr_core.errors import ConfigError
 from ehr_core.formats.vocabulary import Token, Vocabulary
 
 STYLES = ("shared", "group", "fused", "alone")
-
-
-def limits(found: Any, where: str) -> tuple[float, float]:
-    """The two numbers of a setting ``[low, high]``. Raises ConfigError, with the setting's place, for anything else."""
-    numbers = (
-        [x for x in found if isinstance(x, int | float) and not isinstance(x, bool)] if isinstance(found, list) else []
-    )
-    if len(numbers) != 2 or len(found) != 2 or not numbers[0] <= numbers[1]:
-        raise ConfigError(f"{where} is {found}; expected [low, high]")
-    return float(numbers[0]), float(numbers[1])
 
 
 def equal_width(low: float, high: float, size: int) -> list[float]:

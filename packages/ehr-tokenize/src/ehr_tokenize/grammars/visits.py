@@ -29,11 +29,11 @@ from ehr_core.formats.folder import file_digest, read_json, write_json
 from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load_prefix, write_prefix
 from ehr_core.formats.vocabulary import CLS, SEP, SPECIALS, UNK, Token, Vocabulary
 
-from ehr_tokenize.grammars import visit_rules
+from ehr_tokenize.grammars import visit_rules, weaving
 from ehr_tokenize.grammars.base import BIRTH, DAY, births, static_arrays
 from ehr_tokenize.grammars.visit_rules import UNKNOWN
 from ehr_tokenize.grammars.visits_settings import VisitsConfig
-from ehr_tokenize.prepare import stages
+from ehr_tokenize.prepare import arrays
 from ehr_tokenize.prepare.stays import starts_with
 
 STATICS = ("sex", "region")
@@ -57,7 +57,7 @@ class Summary:
 class Kept:
     """Rows of a shard that become code tokens."""
 
-    rows: stages.Records
+    rows: arrays.Records
     at_K: np.ndarray
     """Their places among the shard's rows."""
     visit_K: np.ndarray
@@ -130,7 +130,7 @@ class Visits:
     def _entity(self, name: str) -> str:
         return self.settings.entities.get(name.partition("//")[0], "other")
 
-    def _keep(self, rows: stages.Records) -> Kept:
+    def _keep(self, rows: arrays.Records) -> Kept:
         """Sort a shard's rows into visits and keep those that become tokens."""
         settings = self.settings
         static_C = rows.per_code(lambda code: code == BIRTH or self._static_kind(code) is not None, bool)
@@ -158,7 +158,7 @@ class Visits:
         no_K = np.zeros(len(at_K), bool)
         return Kept(rows, at_K, visit_K, first_K if settings.cls else no_K, over_K if settings.sep else no_K)
 
-    def _name_index(self, rows: stages.Records) -> np.ndarray:
+    def _name_index(self, rows: arrays.Records) -> np.ndarray:
         """(C,) equal for codes that become the same token."""
         seen: dict[str, int] = {}
         return rows.per_code(lambda code: seen.setdefault(self._name(code), len(seen)), np.int64)
@@ -172,7 +172,7 @@ class Visits:
 
     def summarize(self, events: pl.DataFrame) -> Summary:
         """Rows per code of one shard of train."""
-        rows = stages.records(events)
+        rows = arrays.records(events)
         kept = self._keep(rows)
         rows_C = np.bincount(rows.code_N[kept.at_K], minlength=len(rows.names_C))
         all_C = np.bincount(rows.code_N, minlength=len(rows.names_C))
@@ -241,7 +241,7 @@ class Visits:
 
     def encode(self, events: pl.DataFrame) -> TokenTable:
         """Tokens of a shard whose rows are sorted by (subject_id, time), null times first."""
-        rows = stages.records(events)
+        rows = arrays.records(events)
         kept = self._keep(rows)
         size = len(rows.subject_id_S)
         born_N = rows.per_code(BIRTH.__eq__, bool)[rows.code_N] & (rows.time_N != NO_TIME)
@@ -251,14 +251,14 @@ class Visits:
         number = len(kept.at_K)
         often = [kept.first_K, kept.sep_K, np.ones(number, np.int8)]
         ids = [np.full(number, CLS), np.full(number, SEP), code_N[kept.at_K]]
-        token, total_K = stages.interleave(list(zip(ids, often, strict=True)), dtype)
+        token, total_K = weaving.interleave(list(zip(ids, often, strict=True)), dtype)
         columns = {}
         for name, (own_K, marks) in self._column_values(kept, birth_S).items():
             kind = np.dtype(self.columns[name])
             # [CLS] has what the first code has, [SEP] what the row before it has; some columns mean nothing there.
             parts = [own_K, np.roll(own_K, 1)] if marks is None else [np.full(number, marks)] * 2
-            columns[name] = stages.interleave(list(zip([*parts, own_K], often, strict=True)), kind)[0]
-        offset = np.concatenate([[0], np.cumsum(total_K)])[stages.offsets(rows.subject_N[kept.at_K], size)]
+            columns[name] = weaving.interleave(list(zip([*parts, own_K], often, strict=True)), kind)[0]
+        offset = np.concatenate([[0], np.cumsum(total_K)])[arrays.offsets(rows.subject_N[kept.at_K], size)]
         return TokenTable(
             subject_id=rows.subject_id_S,
             birth=birth_S,
@@ -293,7 +293,7 @@ class Visits:
             values["value"] = (rows.value_N[kept.at_K], np.nan)
         return values
 
-    def _last_static(self, rows: stages.Records, kind: str) -> np.ndarray:
+    def _last_static(self, rows: arrays.Records, kind: str) -> np.ndarray:
         """(N,) id of the sex or region that the rows up to each one give."""
         ids = self.static_ids[kind]
         is_C = rows.per_code(lambda code: self._static_kind(code) == kind, bool)
@@ -304,7 +304,7 @@ class Visits:
         known_N = (last_N >= 0) & (rows.subject_N[last_N] == rows.subject_N)
         return np.where(known_N, id_C[rows.code_N[last_N]], UNKNOWN)
 
-    def _encode_prefix(self, rows: stages.Records, size: int, dtype: np.dtype) -> dict[str, np.ndarray]:
+    def _encode_prefix(self, rows: arrays.Records, size: int, dtype: np.dtype) -> dict[str, np.ndarray]:
         """The static arrays of a token table; a new value is unknown."""
         slot_of = {kind: index for index, kind in enumerate(self.prefix.slots)}
         slot_C = rows.per_code(lambda code: slot_of.get(self._static_kind(code) or "", -1), np.int64)

@@ -18,7 +18,7 @@ from ehr_core.config import nearest
 from ehr_core.errors import ConfigError
 from ehr_core.formats.tokens import NO_TIME
 
-from ehr_tokenize.prepare import stages
+from ehr_tokenize.prepare import arrays
 from ehr_tokenize.prepare.code_systems import SYSTEMS, clean, read_mapping, table
 from ehr_tokenize.prepare.rules import Made, Rule
 from ehr_tokenize.prepare.settings import MappingConfig, PrepareConfig, RuleConfig
@@ -112,7 +112,7 @@ class Preparation:
 
     def _arrange(self, events: pl.DataFrame) -> pl.DataFrame:
         """Times at which events are known, then the order of subject, time and `PrepareConfig.order`."""
-        rows = stages.records(events)
+        rows = arrays.records(events)
         late, delay, order = tuple(self._settings.end_of_day), self._settings.delay_hours, self._settings.order
         timed_N = rows.time_N != NO_TIME
         late_N = rows.per_code(lambda code: code.startswith(late), bool)[rows.code_N] & (rows.time_N % DAY == 0)
@@ -128,7 +128,7 @@ class Preparation:
 
     def _rewrite(self, events: pl.DataFrame) -> pl.DataFrame:
         """Events by the rules."""
-        rows = stages.records(events)
+        rows = arrays.records(events)
         recipes: list[list[Made]] = [[Made(name, keeps_value=True)] for name in rows.names_C]
         recipe_N = rows.code_N.astype(np.int64)  # at first every event stays as it is
         open_N = np.ones(len(recipe_N), bool)
@@ -165,7 +165,7 @@ def _fits(rule: Rule, value_M: np.ndarray) -> np.ndarray:
 
 
 def _combinations(
-    rows: stages.Records, at: np.ndarray, events: pl.DataFrame, columns: tuple[str, ...]
+    rows: arrays.Records, at: np.ndarray, events: pl.DataFrame, columns: tuple[str, ...]
 ) -> tuple[list[tuple[str, dict[str, str | None]]], np.ndarray]:
     """Distinct codes with their columns among the rows ``at``, and (M,) which of them each row has."""
     if not columns:
@@ -180,7 +180,7 @@ def _combinations(
     return found, which
 
 
-def _cook(events: pl.DataFrame, rows: stages.Records, recipes: list[list[Made]], recipe_N: np.ndarray) -> pl.DataFrame:
+def _cook(events: pl.DataFrame, rows: arrays.Records, recipes: list[list[Made]], recipe_N: np.ndarray) -> pl.DataFrame:
     """Every event replaced by what its recipe makes of it."""
     length = np.array([len(recipe) for recipe in recipes])
     start = np.cumsum(length) - length

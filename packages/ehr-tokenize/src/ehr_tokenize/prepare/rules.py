@@ -7,11 +7,11 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ehr_core.config import nearest
 from ehr_core.errors import ConfigError
 
-from ehr_tokenize.grammars.number_tokens import limits
 from ehr_tokenize.prepare.code_systems import clean
 from ehr_tokenize.prepare.settings import RuleConfig
 
@@ -164,3 +164,13 @@ def _number(text: str | None) -> float:
     except ValueError:
         return math.nan
     return found if math.isfinite(found) else math.nan
+
+
+def limits(found: Any, where: str) -> tuple[float, float]:
+    """The two numbers of a setting ``[low, high]``. Raises ConfigError, with the setting's place, for anything else."""
+    numbers = (
+        [x for x in found if isinstance(x, int | float) and not isinstance(x, bool)] if isinstance(found, list) else []
+    )
+    if len(numbers) != 2 or len(found) != 2 or not numbers[0] <= numbers[1]:
+        raise ConfigError(f"{where} is {found}; expected [low, high]")
+    return float(numbers[0]), float(numbers[1])

@@ -1,23 +1,16 @@
-"""Building blocks of tokenizers: columnar operations on the events of one shard. No loop runs over events or subjects.
+"""Events of a shard as arrays, on which every step is columnar: no loop runs over events or subjects.
 
-Shapes: N rows (events), S subjects, C distinct codes, Q quantiles, T tokens. A tokenizer is a few calls: `records`
-makes arrays of the events, `Records.where` filters, `gaps` and `spacing.Spacing` turn time into tokens, `count` and
-`merge` fit, `find_bins` turns numbers into quantiles, and `interleave` weaves everything into one timeline.
+Shapes: N rows (events), S subjects, C distinct codes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
 from ehr_core.formats.tokens import NO_TIME
-
-from ehr_tokenize.fit.quantiles import Counts, bin_counts, merge, quantile_breaks, tally
-
-__all__ = ["Counts", "Records", "bin_counts", "count", "find_bins", "gaps", "half_open", "interleave", "merge"]
-__all__ += ["offsets", "quantile_breaks", "records"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,67 +69,11 @@ def records(events: pl.DataFrame) -> Records:
     )
 
 
-# -- time
-
-
 def gaps(rows: Records) -> np.ndarray:
     """(N,) microseconds since the row before of the same subject; 0 at the first one."""
     gap_N = np.diff(rows.time_N, prepend=rows.time_N[:1])
     gap_N[1:][rows.subject_N[1:] != rows.subject_N[:-1]] = 0
     return gap_N
-
-
-# -- numbers
-
-
-def count(rows: Records) -> Counts:
-    """Rows and numbers per code of one shard."""
-    return tally(rows.names_C, rows.code_N, rows.value_N)
-
-
-def find_bins(rows: Records, breaks: dict[str, list[float]], num_quantiles: int) -> np.ndarray:
-    """(N,) quantile 1 to Q of each number: 1 + the breaks below it; 0 without a number or without breaks."""
-    break_QC = np.full((num_quantiles - 1, len(rows.names_C)), np.inf)
-    known_C = rows.per_code(breaks.__contains__, bool)
-    for c in np.flatnonzero(known_C):
-        found = breaks[rows.names_C[c]]
-        break_QC[: len(found), c] = found
-    at = np.flatnonzero(known_C[rows.code_N] & ~np.isnan(rows.value_N))
-    code, value = rows.code_N[at], rows.value_N[at].astype(np.float64)
-    bin_M = np.ones(len(at), np.int16)
-    for break_C in break_QC:  # at most Q - 1 rounds, each over a table that stays in the cache
-        bin_M += break_C[code] < value
-    bin_N = np.zeros(len(rows.code_N), np.int16)
-    bin_N[at] = bin_M
-    return bin_N
-
-
-def half_open(breaks: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Breaks for `find_bins` and `bin_counts` by which a number equal to a break is above it."""
-    return {code: np.nextafter(found, -np.inf).tolist() for code, found in breaks.items()}
-
-
-# -- order
-
-
-def interleave(parts: Sequence[tuple[np.ndarray, np.ndarray]], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Weave parts into one sequence: for each event in turn, part 0 so many times, then part 1, ...
-
-    Each part is (item_N, count_N). Returns the sequence (T,) and (N,) how many items each event has.
-    """
-    total_N = np.asarray(np.sum([count_N for _, count_N in parts], axis=0, dtype=np.int64))
-    end_N = np.cumsum(total_N)
-    woven = np.empty(int(end_N[-1]) if len(end_N) else 0, dtype)
-    next_N = end_N - total_N
-    for item_N, count_N in parts:
-        at = np.flatnonzero(count_N)
-        item, place, often = item_N[at], next_N[at], count_N[at].astype(np.int64)
-        if often.max(initial=0) > 1:
-            start = np.cumsum(often) - often
-            item, place = np.repeat(item, often), np.repeat(place - start, often) + np.arange(often.sum())
-        woven[place] = item
-        next_N = next_N + count_N
-    return woven, total_N
 
 
 def offsets(index_N: np.ndarray, size: int) -> np.ndarray:
