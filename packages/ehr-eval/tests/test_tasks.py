@@ -5,7 +5,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 from ehr_core.errors import ConfigError
-from ehr_eval.plugin import InHospitalMortalityConfig, Readmission30dConfig
+from ehr_eval.task_settings import InHospitalMortalityConfig, Readmission30dConfig
 from ehr_eval.tasks import InHospitalMortality, Readmission30d
 
 ADM, DIS, DIE = "HOSPITAL_ADMISSION//ER", "HOSPITAL_DISCHARGE//HOME", "MEDS_DEATH"
@@ -125,14 +125,14 @@ def test_censoring_does_not_look_at_the_outcome(readmission):
         assert len(readmission([(1, 0, ADM), (1, 2, DIS), (1, 5, later)], end=32)) == 1
 
 
-def test_outcomes_say_in_codes_what_the_labels_say():
-    outcome = InHospitalMortality(InHospitalMortalityConfig()).outcome()
-    assert outcome.positive == ("MEDS_DEATH",)
-    assert outcome.negative == ("HOSPITAL_DISCHARGE", "HOSPITAL_ADMISSION")
-    assert outcome.horizon_days is None
-    outcome = Readmission30d(Readmission30dConfig()).outcome()
-    assert (outcome.positive, outcome.negative) == (("HOSPITAL_ADMISSION",), ("MEDS_DEATH",))
-    assert outcome.horizon_days == 30
+def test_codes_say_what_the_labels_say():
+    codes = InHospitalMortality(InHospitalMortalityConfig()).codes()
+    assert codes.positive == ("MEDS_DEATH",)
+    assert codes.negative == ("HOSPITAL_DISCHARGE", "HOSPITAL_ADMISSION")
+    assert codes.horizon_days is None
+    codes = Readmission30d(Readmission30dConfig()).codes()
+    assert (codes.positive, codes.negative) == (("HOSPITAL_ADMISSION",), ("MEDS_DEATH",))
+    assert codes.horizon_days == 30
 
 
 def _mortality_by_hand(subject, happened, end):

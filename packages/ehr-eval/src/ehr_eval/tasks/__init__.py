@@ -1,0 +1,22 @@
+"""Clinical questions asked of MEDS events, and the blocks that they are built of.
+
+Codes are matched as prefixes; nothing crosses a subject, and nothing after the end of the data is looked at. Everything
+is decided on instants (all events of a subject at one time), because the order of rows within an instant means nothing
+in MEDS.
+"""
+
+from ehr_eval.tasks.after_discharge import NextDiagnoses, Readmission30d
+from ehr_eval.tasks.in_hospital import InHospitalMortality, LengthOfStay, LengthOfStayClass, TimeToDeath
+from ehr_eval.tasks.instants import codes_with
+
+LABEL_COLUMNS = ("subject_id", "prediction_time", "boolean_value")
+__all__ = [
+    "LABEL_COLUMNS",
+    "InHospitalMortality",
+    "LengthOfStay",
+    "LengthOfStayClass",
+    "NextDiagnoses",
+    "Readmission30d",
+    "TimeToDeath",
+    "codes_with",
+]
