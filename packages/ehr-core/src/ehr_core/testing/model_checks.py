@@ -21,7 +21,7 @@ import torch
 
 from ehr_core.batch import Batch
 from ehr_core.errors import EhrError, NotApplicable
-from ehr_core.testing.checks import Check
+from ehr_core.testing.base import Check
 from ehr_core.testing.model_maker import (
     MASK,
     Maker,

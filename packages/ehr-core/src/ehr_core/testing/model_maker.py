@@ -11,7 +11,7 @@ import torch
 from ehr_core.batch import Batch
 from ehr_core.component import Component
 from ehr_core.errors import EhrError, NotApplicable
-from ehr_core.testing.checks import Check, small_settings
+from ehr_core.testing.base import Check, small_settings
 from ehr_core.testing.tiny import SMALL_MODEL, grammar, tiny_columns
 
 V = 71

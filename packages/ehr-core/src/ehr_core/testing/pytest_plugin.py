@@ -29,7 +29,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "ehr_check" not in metafunc.fixturenames:
         return
     from ehr_core.plugins import registry
-    from ehr_core.testing.checks import checks_of
+    from ehr_core.testing.kit import checks_of
 
     name = _distribution(Path(str(metafunc.module.__file__)).parent)
     found = registry()

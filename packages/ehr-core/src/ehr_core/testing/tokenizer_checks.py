@@ -20,7 +20,7 @@ from ehr_core.component import Component
 from ehr_core.errors import NotApplicable
 from ehr_core.formats.tokens import NO_TIME, TokenTable, prefix_tokens
 from ehr_core.formats.vocabulary import BOS, EOS, MASK, PAD, UNK
-from ehr_core.testing.checks import Check, small_settings
+from ehr_core.testing.base import Check, small_settings
 from ehr_core.testing.tiny import SUBJECTS, subject_rows
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch
 from ehr_core.batch import Batch
 from ehr_core.component import Component
 from ehr_core.plugins import registry
-from ehr_core.testing.checks import Check, small_settings
+from ehr_core.testing.base import Check, small_settings
 from ehr_core.testing.model_checks import MODEL_CHECKS
 from ehr_core.testing.model_maker import Maker, batch_of, hidden_of, tokens_of
 
@@ -61,7 +61,7 @@ def check_objective_predicts(kind: str, component: Component, folder: Path) -> N
         assert ((probability >= 0) & (probability <= 1)).all()
 
 
-TORCH_CHECKS: dict[str, list[Check]] = {
+CHECKS: dict[str, list[Check]] = {
     "model": MODEL_CHECKS,
     "objective": [check_objective_is_a_sum, check_objective_ignores_padding, check_objective_predicts],
 }

@@ -1,0 +1,52 @@
+"""Presets do what their files say, whichever command they are chosen for."""
+
+import functools
+
+import pytest
+import yaml
+from ehr_core import config
+from ehr_core.config_source import conf_folders
+from ehr_core.plugins import KINDS, registry
+from ehr_core.recipes import FOLDER
+from omegaconf import OmegaConf
+
+MANY = {kind.group for kind in KINDS.values() if kind.many}
+PRESETS = sorted(
+    (path.parent.name, path.stem, path)
+    for folder in conf_folders()
+    for path in folder.rglob("*.yaml")
+    if path.parent.name != FOLDER
+)
+
+
+def commands_with(group):
+    for name, command in registry().components["command"].items():
+        if command.config is not None and not isinstance(config.compose(name, []).get(group, 0), int | float):
+            yield name
+
+
+CASES = [(command, *preset) for preset in PRESETS for command in commands_with(preset[0])]
+
+
+def leaves(value, *keys):
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from leaves(part, *keys, key)
+    if not parts:
+        yield keys, value
+
+
+def test_there_are_presets_for_the_trainer_and_its_models():
+    assert {("train", "4_exp", "train"), ("train", "gpt2_tiny", "model")} <= {(c, n, g) for c, g, n, _ in CASES}
+
+
+@pytest.mark.parametrize(("command", "group", "name", "path"), CASES, ids=[f"{c}-{g}-{n}" for c, g, n, _ in CASES])
+def test_a_preset_composes_to_the_values_in_its_file(command, group, name, path):
+    chosen = f"[{name}]" if group in MANY else name
+    composed = config.compose(command, [f"{group}={chosen}"])
+    node = composed[group][name] if group in MANY else composed[group]
+    found = OmegaConf.to_container(node)
+    written = {key: value for key, value in yaml.safe_load(path.read_text()).items() if key != "defaults"}
+    for keys, value in leaves(written):
+        place = functools.reduce(lambda part, key: part[key], keys, found)
+        assert place == value, f"{group}.{'.'.join(map(str, keys))} is {place!r}, the file says {value!r}"
