@@ -1,4 +1,4 @@
-"""Checks of tokenizers: fitting, saving, encoding; `tokenizer_checks` adds those on random records. They need polars."""
+"""Checks of tokenizers: fitting, saving, encoding; `tokenizer_checks` has those on random records. They need polars."""
 
 from pathlib import Path
 from typing import Any
