@@ -59,6 +59,7 @@ def check_task_crosses_no_subjects(kind: str, component: Component, folder: Path
     whole = task.label(events, end)
     for subject in events["subject_id"].unique().to_list():
         mine = pl.col("subject_id") == subject
+        _same(task.label(events.filter(mine), end), whole.filter(mine), "other subjects change a subject's labels")
 
 
 def check_task_codes(kind: str, component: Component, folder: Path) -> None:
