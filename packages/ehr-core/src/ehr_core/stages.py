@@ -148,8 +148,10 @@ class Stage:
     """Where the folders of stages are."""
     words: str = ""
     """What to say about it, for people."""
-    resumes: bool = False
-    """Whether the function makes its own folder whole, because it goes on after a kill where it was."""
+    whole: bool = False
+    """Whether the function makes its own folder whole, for example because it goes on after a kill where it was."""
+    always: bool = False
+    """Whether it is done although an input has no result; it finds a `NOT_APPLICABLE` there then."""
     free: Any = None
     """Settings that do not change the result: who watches, how many processes. The function gets them as ``free``."""
 
@@ -182,12 +184,12 @@ class Stage:
     def make(self) -> None:
         """Call the function on the inputs' folders. A stage whose input has no result has none, for the same reason."""
         for part in self.inputs.values():
-            if isinstance(part, Stage) and part.reason is not None:
+            if isinstance(part, Stage) and part.reason is not None and not self.always:
                 return self._refuse(part.reason)
         folders = {name: part.path for name, part in self.inputs.items()}
         more = {} if self.free is None else {"free": self.free}
         try:
-            if self.resumes:
+            if self.whole:
                 self.function(self.path, self.settings, **folders, **more)
             else:
                 with new_folder(self.path) as partial:
@@ -217,27 +219,32 @@ class Graph:
         inputs: Mapping[str, Stage | Given] | None = None,
         *,
         words: str = "",
-        resumes: bool = False,
+        whole: bool = False,
+        always: bool = False,
         free: Any = None,
     ) -> Stage:
         """A further stage; see `Stage` for the fields. Nothing runs yet."""
-        stage = Stage(name, function, settings, dict(inputs or {}), self.folder, words, resumes, free)
+        stage = Stage(name, function, settings, dict(inputs or {}), self.folder, words, whole, always, free)
         self.stages.append(stage)
         return stage
 
     def run(self) -> None:
-        """Do what is not done. An error leaves what was done before it, and says that it is kept."""
+        """Do every stage that is not done. An error leaves what was done before it."""
         for stage in self.stages:
-            if stage.done:
-                say(stage.name, "up to date", stage.words)
-                continue
-            say(stage.name, "running", stage.words)
-            started = time.monotonic()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.ran.append(stage)
-            stage.make()
-            state = f"{time.monotonic() - started:.1f} s"
-            say(stage.name, state, f"not applicable: {stage.reason}" if stage.reason else "done")
+            self.do(stage)
+
+    def do(self, stage: Stage) -> None:
+        """Do one stage, unless it is done; what it reads has to be."""
+        if stage.done:
+            say(stage.name, "up to date", stage.words)
+            return
+        say(stage.name, "running", stage.words)
+        started = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.ran.append(stage)
+        stage.make()
+        state = f"{time.monotonic() - started:.1f} s"
+        say(stage.name, state, f"not applicable: {stage.reason}" if stage.reason else "done")
 
     def plan(self) -> list[Stage]:
         """What `run` would do, said and not done; nothing is written."""
