@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from ehr_core.outcomes import Sample
 
 CELLS = 2_000_000
 """Weights held at once: resamples are drawn in blocks of about so many cells."""
@@ -22,29 +23,15 @@ def draws(subject_N: np.ndarray, num_resamples: int, seed: int) -> Iterator[np.n
 
 
 def resample(
-    metrics: Mapping[str, Any],
-    label_N: np.ndarray,
-    probabilities: Mapping[str, np.ndarray],
-    subject_N: np.ndarray,
-    num_resamples: int,
-    seed: int,
+    metrics: Mapping[str, Any], samples: Mapping[str, Sample], num_resamples: int, seed: int
 ) -> dict[tuple[str, str], np.ndarray]:
     """(predictor, metric) to scores (R,). All predictors see the same resamples, so their differences are paired."""
-    parts: dict[tuple[str, str], list[np.ndarray]] = {(p, m): [] for p in probabilities for m in metrics}
+    parts: dict[tuple[str, str], list[np.ndarray]] = {(p, m): [] for p in samples for m in metrics}
+    subject_N = next(iter(samples.values())).subject_N
     for weight_RN in draws(subject_N, num_resamples, seed):
         for (predictor, metric), scores in parts.items():
-            scores.append(_scores(metrics[metric], label_N, probabilities[predictor], weight_RN))
+            scores.append(np.asarray(metrics[metric].weighted(samples[predictor], weight_RN)))
     return {key: np.concatenate(scores) if scores else np.empty(0) for key, scores in parts.items()}
-
-
-def _scores(metric: Any, label_N: np.ndarray, probability_N: np.ndarray, weight_RN: np.ndarray) -> np.ndarray:
-    if hasattr(metric, "weighted"):
-        return np.asarray(metric.weighted(label_N, probability_N, weight_RN))
-    scores = np.empty(len(weight_RN))
-    for row, weight_N in enumerate(weight_RN):  # a metric of a plugin that knows no weights
-        take = np.repeat(np.arange(len(label_N)), weight_N.astype(np.int64))
-        scores[row] = metric(label_N[take], probability_N[take])
-    return scores
 
 
 def interval(scores_R: np.ndarray, confidence: float) -> tuple[float, float]:

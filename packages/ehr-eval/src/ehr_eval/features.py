@@ -5,23 +5,29 @@ time (static) or a time at or before the prediction time. Codes are chosen on th
 shard; memory is bounded by ``ROWS`` joined events at a time and by the result.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import polars as pl
-from ehr_core.errors import DataError
-from ehr_core.formats.tables import read_labels
+from ehr_core.constants import DATA, DAY_SECONDS, MEDS_BIRTH, YEAR_DAYS
+from ehr_core.errors import DataError, FormatError
+from ehr_core.formats.folder import read_json, write_json
+from ehr_core.formats.labels import KEY, Labels
+from ehr_core.formats.meds import read_events, shards
 from ehr_core.progress import track
 
-from ehr_eval.dataset import NEEDED, read_events, shards
-from ehr_eval.plugin import FeaturesConfig
+from ehr_eval.settings import FeaturesConfig
 
-BIRTH = "MEDS_BIRTH"
+FILE = "features.json"
 ROWS = 10_000_000
 """Events joined with samples at once."""
-YEAR_SECONDS = 365.25 * 86_400
+NO_EVENTS = pl.DataFrame(
+    schema={"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
+)
 KEYS = ["row", "code"]
 VALUES = ("last", "min", "max", "mean")
 
@@ -48,10 +54,41 @@ class FeatureSet:
     """Codes that are static and have a number: one value says it all."""
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> tuple[str, ...]:
         """Names of the columns in order."""
         values = [f"{code}|{value}" for code in self.measured for value in VALUES]
-        return ["age", *(f"{c}|count" for c in self.counted), *values, *(f"{c}|last" for c in self.constant)]
+        return ("age", *(f"{c}|count" for c in self.counted), *values, *(f"{c}|last" for c in self.constant))
+
+    def save(self, folder: Path) -> None:
+        """Write ``features.json``."""
+        write_json(folder / FILE, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> "FeatureSet":
+        """Read ``features.json``."""
+        found = read_json(folder / FILE)
+        try:
+            return cls(**{field.name: tuple(found[field.name]) for field in dataclasses.fields(cls)})
+        except (TypeError, KeyError) as error:
+            raise FormatError(f"{folder / FILE} is no set of features: {error}") from error
+
+
+class Histories:
+    """The histories of a labels folder's splits, each read once and kept for all baselines that ask for it."""
+
+    def __init__(self, meds: Path, labels: Labels):
+        self.meds, self.labels = meds, labels
+        self._read: dict[str, History] = {}
+
+    def of(self, split: str) -> History:
+        """History of the samples of a split, which may have none."""
+        if split not in self._read:
+            samples = self.labels.tables.get(split)
+            frame = NO_EVENTS.select(subject_id="subject_id", prediction_time="time")
+            if samples is not None and len(samples):
+                frame = cast(pl.DataFrame, pl.from_arrow(samples.select(list(KEY))))
+            self._read[split] = read_history(self.meds, split, frame)
+        return self._read[split]
 
 
 def read_history(meds: Path, split: str, samples: pl.DataFrame) -> History:
@@ -64,9 +101,9 @@ def read_history(meds: Path, split: str, samples: pl.DataFrame) -> History:
     tables: list[pl.DataFrame] = []
     ages: list[pl.DataFrame] = []
     known = 0
-    paths = shards(meds, split)
-    for path in track(paths, f"features {split}", len(paths), "shards"):
-        events = read_events(path)
+    found = [shard for shard in shards(meds) if shard.split == split] if len(rows) else []
+    for shard in track(found, f"features {split}", len(found), "shards"):
+        events = read_events(shard.path)
         there = rows.join(events.select("subject_id").unique(), on="subject_id", how="semi")
         known += len(there)
         if len(there):
@@ -75,16 +112,12 @@ def read_history(meds: Path, split: str, samples: pl.DataFrame) -> History:
     if known != len(rows):
         raise DataError(
             f"{len(rows) - known} of {len(rows)} samples of the split {split!r} have subjects that occur not once, "
-            f"or more than once, in the shards of {meds / 'data' / split}; labels and dataset do not belong together"
+            f"or more than once, in the shards of {meds / DATA / split}; labels and dataset do not belong together"
         )
     age_N = np.full(len(rows), np.nan, np.float32)
     for part in ages:
         age_N[part["row"].to_numpy()] = part["age"].to_numpy()
-    return History(pl.concat(tables) if tables else _summarize(_no_events(), rows), age_N)
-
-
-def _no_events() -> pl.DataFrame:
-    return pl.DataFrame(schema={**NEEDED, "numeric_value": pl.Float32})
+    return History(pl.concat(tables) if tables else _summarize(NO_EVENTS, rows), age_N)
 
 
 def _bounded(events: pl.DataFrame, samples: pl.DataFrame) -> Iterator[pl.DataFrame]:
@@ -99,7 +132,7 @@ def _summarize(events: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
     """Visible events of each sample by code: see `History.table`."""
     visible = (
         samples.lazy()
-        .join(events.lazy().filter(pl.col("code") != BIRTH), on="subject_id")
+        .join(events.lazy().filter(pl.col("code") != MEDS_BIRTH), on="subject_id")
         .filter(pl.col("time").is_null() | (pl.col("time") <= pl.col("prediction_time")))
         .select("row", "code", "time", pl.col("numeric_value").alias("value"))
     )
@@ -121,9 +154,9 @@ def _summarize(events: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
 
 
 def _age(events: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
-    born = events.filter(pl.col("code") == BIRTH).group_by("subject_id").agg(pl.col("time").min().alias("birth"))
+    born = events.filter(pl.col("code") == MEDS_BIRTH).group_by("subject_id").agg(pl.col("time").min().alias("birth"))
     seconds = (pl.col("prediction_time") - pl.col("birth")).dt.total_seconds()
-    years = pl.when(seconds >= 0).then(seconds / YEAR_SECONDS).cast(pl.Float32).fill_null(float("nan"))
+    years = pl.when(seconds >= 0).then(seconds / (YEAR_DAYS * DAY_SECONDS)).cast(pl.Float32).fill_null(float("nan"))
     return samples.join(born, on="subject_id", how="left").select("row", years.alias("age"))
 
 
@@ -167,10 +200,3 @@ def _columns(features: FeatureSet) -> Iterator[tuple[str, Sequence[str], int, in
     for index, value in enumerate(VALUES):
         yield value, features.measured, len(VALUES), start + index
     yield "last", features.constant, 1, start + len(VALUES) * len(features.measured)
-
-
-def samples_of(labels: Path, split: str) -> pl.DataFrame:
-    """Labels of a split as a Polars frame, in the order in which everything about them is kept."""
-    frame = pl.from_arrow(read_labels(labels, split))
-    assert isinstance(frame, pl.DataFrame)
-    return frame

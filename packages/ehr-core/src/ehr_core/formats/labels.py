@@ -160,6 +160,8 @@ def read_labels(folder: Path, kind: str | None = None, split_of: Mapping[int, st
         kind = content["question"]["kind"] if content["question"] else None
     raw = {split: [(path, read_table(path)) for path in paths] for split, paths in files.items()}
     parts = [pair for pairs in raw.values() for pair in pairs]
+    if not any(name in EVIDENCE for _, table in parts for name in table.column_names):
+        kind = None
     question = _question(parts, kind, content)
     columns = _columns(question)
     tables: dict[str, pa.Table] = {}
@@ -341,6 +343,17 @@ def write_labels(path: Path, table: pa.Table, kind: str = BINARY) -> None:
     """Write one split of labels of a kind; the columns are checked, others are dropped."""
     question = _question([(path, table)], kind, {})
     write_table(path, _checked(table, path, _columns(question), question))
+
+
+def label_table(table: pa.Table, question: Question | None, where: Path) -> pa.Table:
+    """One split of labels as they are kept: the question's columns in their types, checked, by subject and time.
+
+    Raises DataError that names ``where`` the table is from, or will be.
+    """
+    found = _checked(table, where, _columns(question), question)
+    found = found.sort_by([(key, "ascending") for key in KEY])
+    _refuse_twins({where.stem: found}, where.parent)
+    return found
 
 
 def write_label_folder(folder: Path, labels: Labels, manifest: Manifest) -> None:

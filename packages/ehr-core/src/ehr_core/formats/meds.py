@@ -2,8 +2,8 @@
 
 A dataset is checked in steps. `shards` looks at folders, footers and column types, which is cheap; `subject_splits`
 reads one column, and makes sure that each subject has its place; `read_events` checks every row of a shard, vectorized,
-when the shard is read. Nothing is repaired in silence: a row that breaks MEDS is an error that names file, row and rule,
-and what is treated otherwise is counted.
+when the shard is read. Nothing is repaired in silence: a row that breaks MEDS is an error that names file, row and
+rule, and what is treated otherwise is counted.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""ROC, precision-recall and reliability curves, thinned to what a figure can show."""
+"""Curves and counts behind the figures, thinned to what a figure can show."""
 
 from dataclasses import dataclass
 
@@ -58,3 +58,37 @@ def reliability(label_N: np.ndarray, probability_N: np.ndarray, num_bins: int = 
     observed_B = np.bincount(bin_N, label_N.astype(np.float64))[used] / count_B
     error = float(np.sum(np.abs(predicted_B - observed_B) * count_B) / len(label_N))
     return Reliability(predicted_B, observed_B, count_B, error)
+
+
+def confusion(label_N: np.ndarray, probability_NK: np.ndarray) -> np.ndarray:
+    """Counts (K, K) int64: true class in rows, likeliest class in columns."""
+    count = probability_NK.shape[1]
+    flat_N = label_N.astype(np.int64) * count + probability_NK.argmax(axis=1)
+    return np.bincount(flat_N, minlength=count**2).reshape(count, count)
+
+
+def histogram(value_N: np.ndarray, num_bins: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    """Outline of the shares of values between the first and the last hundredth, with what is outside at the ends."""
+    low, high = np.quantile(value_N, [0.01, 0.99])
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    count_B, edges = np.histogram(np.clip(value_N, low, high), num_bins, (low, high))
+    share_B = count_B / len(value_N)
+    return np.repeat(edges, 2), np.concatenate([[0.0], np.repeat(share_B, 2), [0.0]])
+
+
+def thirds(risk_N: np.ndarray) -> list[np.ndarray]:
+    """Who belongs to the lowest, middle and highest third of the risks (N,) bool; equal risks share a group."""
+    low, high = np.quantile(risk_N, [1 / 3, 2 / 3])
+    return [risk_N <= low, (risk_N > low) & (risk_N <= high), risk_N > max(low, high)]
+
+
+def kaplan_meier(time_N: np.ndarray, event_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share that is free of the event over time (Kaplan and Meier 1958), as steps from 1 at time 0."""
+    time_G, group_N = np.unique(time_N, return_inverse=True)
+    events_G = np.bincount(group_N, event_N, minlength=len(time_G))
+    leaving_G = np.bincount(group_N, minlength=len(time_G))
+    risk_G = len(time_N) - np.concatenate([[0], np.cumsum(leaving_G)[:-1]])
+    share_G = np.cumprod(1.0 - events_G / risk_G)
+    x, y = _thin(np.concatenate([[0.0], time_G]), np.concatenate([[1.0], share_G]))
+    return np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1]

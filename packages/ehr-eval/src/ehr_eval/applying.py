@@ -1,0 +1,241 @@
+"""Apply what was fitted: to the other splits of its labels, to another site, to new patients. Nothing is trained."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from ehr_core import config, plugins
+from ehr_core.constants import SPLITS
+from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
+from ehr_core.formats.folder import Manifest, check_free, new_folder, write_json, write_manifest
+from ehr_core.formats.labels import Labels, label_table, read_labels
+from ehr_core.formats.meds import shards, subject_splits
+from ehr_core.formats.predictions import FILE, Predictions, prediction_table, read_predictions, write_predictions
+from ehr_core.formats.run import Run
+from ehr_core.outcomes import BINARY, MULTICLASS, MULTILABEL, Question
+from ehr_core.protocols import PredictJob
+from ehr_core.stages import NOT_APPLICABLE
+
+from ehr_eval.__about__ import __version__
+from ehr_eval.datasets import dataset_name, output_folder, provided, with_all_splits
+from ehr_eval.features import FeatureSet, Histories, matrix
+from ehr_eval.fitted import ESTIMATOR, Fitted, open_fitted
+from ehr_eval.settings import ApplyConfig
+from ehr_eval.user_labels import as_question, read_user_labels, source_of, write_user_labels
+
+FORMAT, VERSION = "predictions", 1
+
+
+def apply(settings: ApplyConfig) -> Predictions:
+    """Write OUTPUT/predictions.parquet and a manifest, and open them.
+
+    Raises ConfigError or FormatError, before any work, when what was fitted cannot answer this dataset.
+    """
+    check_splits(settings.splits)
+    output = output_folder(settings.output)
+    check_free(output)
+    fitted = open_fitted(Path(settings.fitted))
+    if fitted.reason is not None:
+        raise NotApplicable(f"{fitted.path} could not be fitted: {fitted.reason}")
+    _check_run(fitted, settings.run)
+    with (
+        with_all_splits(settings.source) as source,
+        provided(source) as dataset,
+        tempfile.TemporaryDirectory(prefix="ehr-eval-") as scratch,
+    ):
+        labels = _asked_labels(settings, fitted, dataset.path)
+        (folder,) = write_user_labels({labels.name: labels}, Path(scratch) / "labels", dataset.digest).values()
+        with token_store(source, tokenizer_of(fitted), settings.store) as store:
+            run = Path(settings.run) if settings.run else None
+            apply_fitted(
+                fitted.path,
+                folder,
+                output,
+                meds=dataset.path,
+                store=store,
+                run=run,
+                splits=settings.splits,
+                seed=settings.seed,
+            )
+    if (output / NOT_APPLICABLE).is_file():
+        raise NotApplicable(open_fitted(output).reason or "")
+    return read_predictions(output / FILE)
+
+
+def apply_fitted(
+    fitted: Path,
+    labels: Path,
+    output: Path,
+    *,
+    meds: Path,
+    store: Path | None = None,
+    run: Path | None = None,
+    splits: Sequence[str] = SPLITS,
+    seed: int = 42,
+    histories: Histories | None = None,
+) -> Path:
+    """Predictions of a fitted folder for a labels folder in the one form, with or without outcomes; returns OUTPUT.
+
+    OUTPUT gets ``predictions.parquet`` and a manifest; ``not_applicable.json`` with the reason where nothing could be
+    fitted, or this dataset cannot be answered.
+    """
+    opened = open_fitted(fitted)
+    try:
+        with new_folder(output) as target:
+            if opened.reason is not None:
+                raise NotApplicable(opened.reason)
+            found = as_question(read_labels(labels), opened.asked())
+            wanted = [split for split in found.splits if split in splits and len(found.tables[split])]
+            if not wanted:
+                raise DataError(f"{labels} has no sample in the splits {', '.join(splits)}")
+            if opened.kind == "baseline":
+                predictions = _apply_baseline(opened, histories or Histories(meds, found), wanted)
+            else:
+                job = PredictJob(
+                    fitted=fitted, labels=labels, splits=tuple(wanted), meds=meds, store=store, run=run, seed=seed
+                )
+                predictions = plugins.build("predictor", opened.part).predict(job)
+            tables = [_table(opened, found.tables[split], split, predictions) for split in wanted]
+            write_predictions(target / FILE, tables)
+            write_manifest(target, _manifest(opened, found, labels, wanted, meds, seed))
+    except NotApplicable as reason:
+        with new_folder(output) as target:
+            write_json(target / NOT_APPLICABLE, {"reason": str(reason)})
+    return output
+
+
+def check_splits(splits: Sequence[str]) -> None:
+    """Raise ConfigError for names that no split has."""
+    wrong = [split for split in splits if split not in SPLITS]
+    if wrong or not splits:
+        raise ConfigError(f"splits has {wrong[0] if wrong else 'nothing'!r}; allowed: {', '.join(SPLITS)}")
+
+
+def tokenizer_of(fitted: Fitted) -> Path | None:
+    """The tokenizer that a fitted predictor wants its tokens made with; None: it reads none."""
+    if fitted.kind != "predictor":
+        return None
+    found: Path | None = plugins.build("predictor", fitted.part).tokenizer(fitted.path)
+    return found
+
+
+@contextlib.contextmanager
+def token_store(source: Any, tokenizer: Path | None, given: Path | str | None) -> Iterator[Path | None]:
+    """The dataset tokenized with a fitted tokenizer: what was given, or made for the time being. None: not needed."""
+    if given or tokenizer is None:
+        yield Path(given) if given else None
+        return
+    with tempfile.TemporaryDirectory(prefix="ehr-eval-") as scratch:
+        store = Path(scratch) / "store"
+        composed = config.compose("tokenize", [f"source={source.name}"])
+        composed["source"] = source
+        composed["fitted"] = str(tokenizer)
+        composed["output"] = str(store)
+        plugins.registry().load("command", "tokenize")(config.to_settings(composed))
+        yield store
+
+
+# -- whom to predict
+
+
+def _asked_labels(settings: ApplyConfig, fitted: Fitted, meds: Path) -> Labels:
+    """The labels that were given, in the classes of what was fitted; else everyone at the last event."""
+    if settings.labels is None:
+        return last_events(meds, fitted.task)
+    found = read_user_labels(Path(settings.labels), meds, fitted.asked().kind, fit=False)
+    if len(found) > 1 and fitted.task not in found:
+        raise ConfigError(
+            f"labels has the tasks {', '.join(found)}; give the folder of one, as {fitted.task!r} was fitted"
+        )
+    labels = found[fitted.task] if len(found) > 1 else next(iter(found.values()))
+    return as_question(labels, fitted.asked())
+
+
+def last_events(meds: Path, name: str) -> Labels:
+    """One sample for each subject that has an event with a time, at the last of them, without an outcome."""
+    found = shards(meds)
+    subject_splits(found)
+    time = pl.col("time").cast(pl.Datetime("us"))
+    tables = {}
+    for split in SPLITS:
+        frames = [
+            pl.scan_parquet(shard.path)
+            .filter(pl.col("time").is_not_null())
+            .group_by("subject_id")
+            .agg(time.max().alias("prediction_time"))
+            for shard in found
+            if shard.split == split
+        ]
+        table = pl.concat(pl.collect_all(frames)).to_arrow()
+        tables[split] = label_table(table, None, meds / split)
+    if not any(len(table) for table in tables.values()):
+        raise DataError(f"{meds} has no event with a time, so there is no time to predict at")
+    return Labels(name, None, tables)
+
+
+def _check_run(fitted: Fitted, run: Path | str | None) -> None:
+    """Raise FormatError when another run was given than the one that the predictor was fitted on."""
+    wanted = fitted.manifest.inputs.get("run") if fitted.manifest is not None else None
+    if run is not None and wanted is not None and Run(run).manifest.digest != wanted:
+        raise FormatError(f"{fitted.path} was fitted on the run {wanted[:12]}, and {run} is another; give that run")
+
+
+# -- what is predicted
+
+
+def _apply_baseline(fitted: Fitted, histories: Histories, splits: Sequence[str]) -> dict[str, np.ndarray]:
+    columns = FeatureSet.load(fitted.path)
+    estimator = plugins.build("baseline", fitted.part)
+    estimator.load(fitted.path / ESTIMATOR, fitted.asked())
+    if columns.counted and not any(_knows(histories, split, columns) for split in splits):
+        raise FormatError(
+            f"{fitted.path} was fitted on {len(columns.counted)} codes, none of which any sample of this dataset has; "
+            "its codes belong to another vocabulary"
+        )
+    return {split: estimator.predict(matrix(histories.of(split), columns)) for split in splits}
+
+
+def _knows(histories: Histories, split: str, columns: FeatureSet) -> bool:
+    return bool(histories.of(split).table["code"].is_in(list(columns.counted)).any())
+
+
+def _table(fitted: Fitted, samples: pa.Table, split: str, predictions: Mapping[str, np.ndarray]) -> pa.Table:
+    """Rows of one split. Raises FormatError when the predictor did not answer each sample once, with numbers."""
+    question = fitted.asked()
+    if split not in predictions or len(predictions[split]) != len(samples):
+        count = len(predictions.get(split, ()))
+        raise FormatError(
+            f"{fitted.predictor}: {count} predictions for the {len(samples)} samples of the split {split!r}; a "
+            "predictor must answer each of them once, in their order"
+        )
+    return prediction_table(samples, split, _bounded(np.asarray(predictions[split], np.float64), question), question)
+
+
+def _bounded(prediction: np.ndarray, question: Question) -> np.ndarray:
+    """Probabilities that rounding put outside [0, 1] are set to its ends."""
+    return prediction.clip(0.0, 1.0) if question.kind in (BINARY, MULTICLASS, MULTILABEL) else prediction
+
+
+def _manifest(fitted: Fitted, labels: Labels, folder: Path, splits: Sequence[str], meds: Path, seed: int) -> Manifest:
+    kind, question = fitted.kind, fitted.asked()
+    made_by = {f"ehr-eval=={__version__}", plugins.registry().version(kind, fitted.part.name)}
+    assert fitted.manifest is not None, "one that was fitted has a manifest"
+    inputs = {"labels": labels.digest, "fitted": fitted.manifest.digest, **source_of(folder)}
+    if "run" in fitted.manifest.inputs:
+        inputs["run"] = fitted.manifest.inputs["run"]
+    content = {
+        "task": labels.name if labels.question else fitted.task,
+        "task_settings": labels.content.get("task"),
+        "predictor": fitted.predictor,
+        "kind": kind,
+        "question": {"kind": question.kind, "names": list(question.names)},
+        "dataset": dataset_name(meds),
+        "splits": {split: labels.counts(split) for split in labels.splits},
+    }
+    settings = {"predictor": config.to_plain(fitted.part), "seed": seed, "splits": list(splits)}
+    return Manifest(FORMAT, VERSION, sorted(made_by), settings, inputs, content)

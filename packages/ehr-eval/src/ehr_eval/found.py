@@ -1,0 +1,85 @@
+"""Predictions on disk: which tasks and predictors there are below a folder, and what their manifests say."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ehr_core.errors import DataError, FormatError
+from ehr_core.formats.folder import MANIFEST, read_json, read_manifest
+from ehr_core.formats.predictions import FILE, Predictions, read_predictions
+from ehr_core.outcomes import Question
+from ehr_core.stages import NOT_APPLICABLE
+
+from ehr_eval.applying import FORMAT, VERSION
+
+
+@dataclass(frozen=True)
+class Found:
+    """One predictor's folder for one task."""
+
+    task: str
+    predictor: str
+    path: Path
+
+    @functools.cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as JSON, or an empty dict. Raises FormatError when it is of another format."""
+        if not (self.path / MANIFEST).is_file():
+            return {}
+        read_manifest(self.path, FORMAT, VERSION)
+        return dict(read_json(self.path / MANIFEST))
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Facts from the manifest; empty where another program wrote the predictions."""
+        return dict(self.manifest.get("content", {}))
+
+    @property
+    def reason(self) -> str | None:
+        """Why there are no predictions, where the predictor said so."""
+        path = self.path / NOT_APPLICABLE
+        return str(read_json(path)["reason"]) if path.is_file() else None
+
+    @functools.cached_property
+    def predictions(self) -> Predictions:
+        """The predictions, read once."""
+        return read_predictions(self.path / FILE)
+
+    @property
+    def question(self) -> Question:
+        """What is predicted, with the names of the manifest where it has them. Raises DataError when they disagree."""
+        question, named = self.predictions.question, self.content.get("question")
+        if not named:
+            return question
+        if named["kind"] != question.kind or (len(self.predictions) and len(named["names"]) != len(question.names)):
+            raise DataError(f"{self.path / FILE} does not predict what {MANIFEST} beside it says")
+        return Question(named["kind"], tuple(named["names"]))
+
+
+def find(folder: Path) -> list[Found]:
+    """Predictor folders: <task>/<predictor>/ or <predictor>/ below, or ``folder`` itself; by task and predictor."""
+
+    def there(path: Path) -> bool:
+        return (path / FILE).is_file() or (path / NOT_APPLICABLE).is_file()
+
+    def visible(path: Path) -> list[Path]:
+        return sorted(
+            p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".") and ".partial-" not in p.name
+        )
+
+    if not folder.is_dir():
+        raise FormatError(f"{folder} is not a folder; expected predictions")
+    if there(folder):
+        content = Found("", "", folder).content
+        place = folder.resolve()
+        return [Found(content.get("task") or place.parent.name, content.get("predictor") or place.name, folder)]
+    flat = [path for path in visible(folder) if there(path)]
+    if flat:
+        named = [Found("", path.name, path).content.get("task") for path in flat]
+        task = next((name for name in named if name), folder.resolve().name)
+        return [Found(task, path.name, path) for path in flat]
+    nested = [Found(task.name, p.name, p) for task in visible(folder) for p in visible(task) if there(p)]
+    if not nested:
+        raise FormatError(f"{folder} has no predictions: expected <task>/<predictor>/{FILE} or <predictor>/{FILE}")
+    return nested
