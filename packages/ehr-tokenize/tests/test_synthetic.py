@@ -12,16 +12,18 @@ import pytest
 from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError
 from ehr_core.executors import Processes, Serial
-from ehr_core.formats.tables import read_labels
+from ehr_core.formats.labels import read_labels
+from ehr_core.outcomes import COLUMNS
 from ehr_core.plugin import ProcessesConfig, SerialConfig
 from ehr_tokenize.synthetic import SyntheticConfig, SyntheticSource
 from ehr_tokenize.synthetic import parameters as params
 from ehr_tokenize.synthetic.events import draw_shard
 from ehr_tokenize.synthetic.laws import YEAR, disease_probability
 from ehr_tokenize.synthetic.tables import all_tables
+from ehr_tokenize.synthetic.truth import TASKS
 from ehr_tokenize.testing import check_meds
 
-TASKS = ("in_hospital_mortality", "readmission_30d")
+MEDS_COLUMNS = ("subject_id", "prediction_time", "boolean_value", "integer_value", "float_value")
 DOCS = Path(__file__).parents[3] / "docs" / "synthetic.md"
 
 
@@ -177,13 +179,26 @@ def test_values_are_on_the_grid_of_their_analyte(events):
         assert np.abs(steps - np.rint(steps)).max() < 1e-3
 
 
-def test_labels_have_one_file_a_split_and_the_truth(cohort):
-    for task in TASKS:
-        for split in SPLITS:
-            labels = read_labels(cohort / "labels" / task, split)
-            assert labels.column_names == ["subject_id", "prediction_time", "boolean_value", "true_probability"]
-            assert len(labels)
-            meds.LabelSchema.validate(meds.LabelSchema.align(labels.drop(["true_probability"])))
+@pytest.mark.parametrize("task", TASKS)
+def test_labels_of_every_task_are_read_with_kind_names_and_truth(cohort, task):
+    labels, question = read_labels(cohort / "labels" / task), TASKS[task].question
+    assert labels.question == question
+    for split in SPLITS:
+        table, truth = labels.tables[split], COLUMNS[question.kind].truth
+        assert table.column_names == ["subject_id", "prediction_time", *COLUMNS[question.kind].label, truth]
+        assert len(table)
+        known = labels.truth(split)
+        assert known.shape == ((len(table), question.num_outputs) if question.names else (len(table),))
+        assert np.isfinite(known).all()
+        aligned = meds.LabelSchema.align(table.select([n for n in table.column_names if n in MEDS_COLUMNS]))
+        meds.LabelSchema.validate(aligned)
+
+
+def test_labels_that_a_short_study_cannot_judge_are_none(tmp_path):
+    folder = write(tmp_path / "short", num_subjects=40, study_end="2011-06-01")
+    labels = read_labels(folder / "labels" / "next_diagnoses")
+    assert labels.question.names == tuple(disease.name for disease in params.DISEASES)
+    assert {split: len(labels.tables[split]) for split in labels.splits} == dict.fromkeys(SPLITS, 0)
 
 
 def test_a_cohort_of_one_subject_is_a_dataset(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 from ehr_core.errors import DataError
-from ehr_tokenize.synthetic import SyntheticConfig, true_probability
+from ehr_tokenize.synthetic import SyntheticConfig, true_prediction
 from ehr_tokenize.synthetic import parameters as params
 from ehr_tokenize.synthetic.events import draw_shard
 from ehr_tokenize.synthetic.laws import Stay, laws
@@ -15,6 +15,7 @@ from ehr_tokenize.synthetic.simulate import ALIVE, draw_stays, draw_subjects
 from ehr_tokenize.synthetic.truth import Visible, severity_posterior
 
 MORTALITY, READMISSION = TASKS = ("in_hospital_mortality", "readmission_30d")
+LENGTH, LENGTH_CLASS = ("length_of_stay", "length_of_stay_class")
 DAY = dt.timedelta(days=1)
 
 
@@ -45,7 +46,7 @@ def point(stays, its: np.ndarray, time: np.ndarray, discharged: bool) -> Visible
     stay = Stay(**{name: array[its] for name, array in vars(stays.stay()).items()})
     nothing_NS = np.zeros((len(its), params.SEVERITIES))
     where = stays.destination_N[its] if discharged else None
-    return Visible(stay, stays.admission_N[its], time, nothing_NS, where)
+    return Visible(stay, stays.admission_N[its], time, nothing_NS, np.zeros(len(its), bool), where)
 
 
 @pytest.mark.parametrize("discharged", [False, True])
@@ -81,73 +82,11 @@ def test_the_ceiling_is_where_it_was_designed_to_be(large, task, low, high):
     assert low < auroc(label, p) < high
 
 
-def worlds():
-    return [
-        SyntheticConfig(seed=2),
-        SyntheticConfig(seed=3, novel_probability=0.5, missingness=0.6, study_end="2011-06-01"),
-        SyntheticConfig(seed=4, severity_signal=0.3, mortality_scale=3.0, readmission_scale=2.0),
-    ]
-
-
-@pytest.mark.parametrize("settings", worlds(), ids=["defaults", "sparse", "scaled"])
-@pytest.mark.parametrize("task", TASKS)
-def test_the_truth_is_recomputed_from_what_is_visible_at_the_prediction_time(settings, task):
-    shard = draw_shard(settings, 0, 300, 1)
-    by_subject = pl.from_arrow(shard.data).partition_by("subject_id", as_dict=True)
-    rows = shard.labels[task].to_pylist()
-    assert len(rows) > 300
-    for row in rows[:500]:
-        events, time = by_subject[(row["subject_id"],)], row["prediction_time"]
-        visible = events.filter(pl.col("time").is_null() | (pl.col("time") <= time))
-        assert true_probability(visible, task, time, settings) == pytest.approx(row["true_probability"], rel=1e-9)
-
-
-def test_what_follows_the_prediction_time_changes_nothing():
-    settings = SyntheticConfig(seed=2)
-    shard = draw_shard(settings, 0, 60, 1)
-    by_subject = pl.from_arrow(shard.data).partition_by("subject_id", as_dict=True)
-    for row in shard.labels[MORTALITY].to_pylist():
-        events, time = by_subject[(row["subject_id"],)], row["prediction_time"]
-        visible = events.filter(pl.col("time").is_null() | (pl.col("time") <= time))
-        known = true_probability(visible, MORTALITY, time, settings)
-        assert true_probability(events, MORTALITY, time, settings) == known
-
-
-def stays_of(data: pl.DataFrame) -> list[tuple]:
-    """(subject, admission, discharge or None, death or None, next admission or None), read off the events."""
-    found = []
-    for (subject,), rows in data.filter(pl.col("time").is_not_null()).partition_by("subject_id", as_dict=True).items():
-        code, time = rows["code"].to_list(), rows["time"].to_list()
-        starts = [t for c, t in zip(code, time, strict=True) if c.startswith("HOSPITAL_ADMISSION")]
-        ends = [t for c, t in zip(code, time, strict=True) if c.startswith("HOSPITAL_DISCHARGE")]
-        death = next((t for c, t in zip(code, time, strict=True) if c == "MEDS_DEATH"), None)
-        for i, start in enumerate(starts):
-            following = starts[i + 1] if i + 1 < len(starts) else None
-            found.append((subject, start, ends[i] if i < len(ends) else None, death, following))
-    return found
-
-
-@pytest.mark.parametrize("settings", worlds(), ids=["defaults", "sparse", "scaled"])
-def test_labels_say_what_the_events_say(settings):
-    shard = draw_shard(settings, 0, 1500, 1)
-    data = pl.from_arrow(shard.data)
-    last = data["time"].max()
-    mortality, readmission = [], []
-    for subject, start, out, death, following in stays_of(data):
-        if (out or death) > start + DAY:
-            mortality.append((subject, start + DAY, out is None))
-        if out is not None and out <= last - 30 * DAY:
-            readmission.append((subject, out, following is not None and following <= out + 30 * DAY))
-    for task, expected in ((MORTALITY, mortality), (READMISSION, readmission)):
-        names = ("subject_id", "prediction_time", "boolean_value")
-        found = [tuple(row[name] for name in names) for row in shard.labels[task].to_pylist()]
-        assert found == sorted(expected)
-
-
 def record(settings: SyntheticConfig, start: dt.datetime, lactate: float, age: int, end: tuple | None) -> pl.DataFrame:
     """A hand-written record: a patient with heart failure and sepsis, in intensive care, with one lactate."""
     hour = dt.timedelta(hours=1)
     rows = [
+        (None, "GENDER//F", None),
         (start - dt.timedelta(days=age * 365.25), "MEDS_BIRTH", None),
         (start, "HOSPITAL_ADMISSION//EMERGENCY", None),
         (start, "DIAGNOSIS//ICD10CM//A41.9N2", None),
@@ -182,12 +121,12 @@ def simulated(count: int, lactate: float, age: float) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("days", [1, 5])
-def test_mortality_agrees_with_simulation(days):
+def test_mortality_and_length_of_stay_agree_with_simulation(days):
     # After five days, still being there says as much about the severity as the lactate did.
     settings, start = SyntheticConfig(), dt.datetime(2015, 5, 1, 9)
     time = start + days * DAY
     events = record(settings, start, 2.4, 70, None)
-    truth = true_probability(events, MORTALITY, time, settings)
+    truth = true_prediction(events, MORTALITY, time, settings)
     like = simulated(6_000_000, 2.4, 70.0)
     there = np.minimum(like["death"], like["leave"]) > days
     posterior = severity_posterior(laws(settings), visible(events, MORTALITY, time, laws(settings)))[0]
@@ -196,16 +135,29 @@ def test_mortality_agrees_with_simulation(days):
     died = (like["death"] < like["leave"])[there]
     assert there.sum() > 3000
     assert abs(died.mean() - truth) < 4 * np.sqrt(truth * (1 - truth) / len(died))
+    left = np.minimum(like["death"], like["leave"])[there] - days
+    assert abs(left.mean() - true_prediction(events, LENGTH, time, settings)) < 4 * left.std() / np.sqrt(len(left))
+    share = np.histogram(left, [0, 2, 5, np.inf])[0] / len(left)
+    truth = true_prediction(events, LENGTH_CLASS, time, settings)
+    assert (np.abs(share - truth) < 4 * np.sqrt(truth * (1 - truth) / len(left))).all()
 
 
 def test_the_end_of_the_study_cuts_the_risk():
     settings = SyntheticConfig()
     start = dt.datetime(2019, 12, 28, 9)
-    near = true_probability(record(settings, start, 2.4, 70, None), MORTALITY, start + DAY, settings)
+    events = record(settings, start, 2.4, 70, None)
+    near = true_prediction(events, MORTALITY, start + DAY, settings)
     like = simulated(4_000_000, 2.4, 70.0)
     there = np.minimum(like["death"], like["leave"]) > 1.0
     died = ((like["death"] < like["leave"]) & (like["death"] < 3 + 15 / 24))[there]
     assert abs(died.mean() - near) < 4 * np.sqrt(near * (1 - near) / len(died))
+    # 2 days and 15 hours are left: nobody stays for 5 days or more, and the stays that would are counted as ended.
+    left = np.minimum(np.minimum(like["death"], like["leave"])[there] - 1.0, 2 + 15 / 24)
+    length = true_prediction(events, LENGTH, start + DAY, settings)
+    classes = true_prediction(events, LENGTH_CLASS, start + DAY, settings)
+    assert abs(left.mean() - length) < 4 * left.std() / np.sqrt(len(left))
+    assert classes[2] == 0
+    assert abs((left < 2).mean() - classes[0]) < 4 * np.sqrt(classes[0] * (1 - classes[0]) / len(left))
 
 
 def test_readmission_agrees_with_simulation():
@@ -235,7 +187,7 @@ def test_readmission_agrees_with_simulation():
     rate = params.HOME_DEATH_PER_DAY * np.exp(params.HOME_DEATH_AGE * 0.5 + heart_failure.home_death)
     death = rng.exponential(size=len(severity)) / rate
     label = (back < death) & (back <= 30)
-    known = true_probability(events, READMISSION, leaving, settings)
+    known = true_prediction(events, READMISSION, leaving, settings)
     assert abs(label.mean() - known) < 4 * np.sqrt(known * (1 - known) / len(label))
 
 
@@ -243,10 +195,12 @@ def test_a_question_that_the_record_cannot_answer_is_refused():
     settings, start = SyntheticConfig(), dt.datetime(2015, 5, 1, 9)
     events = record(settings, start, 2.4, 70, None)
     with pytest.raises(DataError, match="no truth is known of task 'sepsis'"):
-        true_probability(events, "sepsis", start + DAY, settings)
+        true_prediction(events, "sepsis", start + DAY, settings)
     with pytest.raises(DataError, match="asks at the time of a discharge"):
-        true_probability(events, READMISSION, start + DAY, settings)
+        true_prediction(events, READMISSION, start + DAY, settings)
     with pytest.raises(DataError, match="in hospital for 12 h"):
-        true_probability(events, MORTALITY, start + dt.timedelta(hours=3), settings)
+        true_prediction(events, MORTALITY, start + dt.timedelta(hours=3), settings)
     with pytest.raises(DataError, match="no admission"):
-        true_probability(events, MORTALITY, start - DAY, settings)
+        true_prediction(events, MORTALITY, start - DAY, settings)
+    with pytest.raises(DataError, match="there is no sex"):
+        true_prediction(events.filter(pl.col("time").is_not_null()), MORTALITY, start + DAY, settings)

@@ -4,9 +4,9 @@ from typing import Any
 
 from ehr_tokenize.synthetic.settings import SyntheticConfig
 
-__all__ = ["SyntheticConfig", "SyntheticSource", "true_probability"]
+__all__ = ["SyntheticConfig", "SyntheticSource", "true_prediction"]
 
-_LAZY = {"SyntheticSource": "source", "true_probability": "record"}
+_LAZY = {"SyntheticSource": "source", "true_prediction": "record"}
 
 
 def __getattr__(name: str) -> Any:

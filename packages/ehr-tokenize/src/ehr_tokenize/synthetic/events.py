@@ -8,28 +8,21 @@ from enum import IntEnum
 
 import numpy as np
 import pyarrow as pa
-from ehr_core.formats.tables import TRUTH
 
 from ehr_tokenize.synthetic import parameters as params
-from ehr_tokenize.synthetic import simulate, truth
+from ehr_tokenize.synthetic import simulate
 from ehr_tokenize.synthetic.codes import code_book
-from ehr_tokenize.synthetic.laws import DAY, Laws, Stay, grid_index, grid_value, laws, pattern
+from ehr_tokenize.synthetic.labels import label_tables
+from ehr_tokenize.synthetic.laws import Laws, grid_index, grid_value, laws, pattern
 from ehr_tokenize.synthetic.settings import SyntheticConfig
 from ehr_tokenize.synthetic.simulate import ALIVE, CLOSED, DIED, NEVER, Stays, Subjects
+from ehr_tokenize.synthetic.truth import signals_log_likelihood
 
 HOUR = 3600
 STATIC = np.iinfo(np.int64).min
 """Time of rows without a time."""
 DATA_SCHEMA = pa.schema(
     [("subject_id", pa.int64()), ("time", pa.timestamp("us")), ("code", pa.string()), ("numeric_value", pa.float32())]
-)
-SCORED_SCHEMA = pa.schema(
-    [
-        ("subject_id", pa.int64()),
-        ("prediction_time", pa.timestamp("us")),
-        ("boolean_value", pa.bool_()),
-        (TRUTH, pa.float64()),
-    ]
 )
 
 
@@ -85,7 +78,7 @@ class Rows:
 
 @dataclass
 class Shard:
-    """One shard in memory: MEDS rows and, for each task, labels with their true probability."""
+    """One shard in memory: MEDS rows and, for each task, labels with the best possible predictions."""
 
     data: pa.Table
     labels: dict[str, pa.Table]
@@ -204,42 +197,6 @@ def add_measurements(
     return early_NS, early_NS + late_NS
 
 
-def scored(stays: Stays, its: np.ndarray, time: np.ndarray, label: np.ndarray, p: np.ndarray, first: int) -> pa.Table:
-    """Label rows in order of subject and time."""
-    order = np.lexsort((time, stays.subject_N[its]))
-    columns = [
-        pa.array(stays.subject_N[its][order] + first, pa.int64()),
-        pa.array(time[order] * 1_000_000, pa.int64()).cast(pa.timestamp("us")),
-        pa.array(label[order]),
-        pa.array(p[order], pa.float64()),
-    ]
-    return pa.table(columns, schema=SCORED_SCHEMA)
-
-
-def label_tables(
-    laws: Laws, stays: Stays, signals_NS: np.ndarray, early_NS: np.ndarray, all_NS: np.ndarray, first: int
-) -> dict[str, pa.Table]:
-    """Labels of both tasks with the true probabilities."""
-    stay = stays.stay()
-
-    def only(its: np.ndarray) -> Stay:
-        return Stay(**{name: array[its] for name, array in vars(stay).items()})
-
-    its = np.flatnonzero(stays.end_N > stays.admission_N + DAY)
-    time, admission = stays.admission_N[its] + DAY, stays.admission_N[its]
-    seen = truth.Visible(only(its), admission, time, (signals_NS + early_NS)[its])
-    p = truth.mortality(laws, seen)
-    tables = {truth.MORTALITY: scored(stays, its, time, stays.ending_N[its] == DIED, p, first)}
-    window = params.READMISSION_DAYS * DAY
-    its = np.flatnonzero((stays.ending_N == ALIVE) & (stays.end_N <= laws.end - window))
-    time, admission = stays.end_N[its], stays.admission_N[its]
-    seen = truth.Visible(only(its), admission, time, (signals_NS + all_NS)[its], stays.destination_N[its])
-    p = truth.readmission(laws, seen)
-    back = stays.next_N[its] <= time + window
-    tables[truth.READMISSION] = scored(stays, its, time, back, p, first)
-    return tables
-
-
 def draw_shard(settings: SyntheticConfig, index: int, count: int, first_id: int) -> Shard:
     """Draw shard ``index`` with ``count`` subjects, numbered from ``first_id``. Only the seed and index decide it."""
     rng = np.random.default_rng([settings.seed, index])
@@ -250,7 +207,7 @@ def draw_shard(settings: SyntheticConfig, index: int, count: int, first_id: int)
     add_subjects(rows, rules, subjects)
     add_stays(rows, stays)
     add_codes(rng, rows, settings, stays)
-    signals_NS = truth.signals_log_likelihood(add_signals(rng, rows, settings, stays))
+    signals_NS = signals_log_likelihood(add_signals(rng, rows, settings, stays))
     early_NS, all_NS = add_measurements(rng, rows, settings, rules, stays)
-    labels = label_tables(rules, stays, signals_NS, early_NS, all_NS, first_id)
+    labels = label_tables(rules, subjects, stays, signals_NS + early_NS, signals_NS + all_NS, first_id)
     return Shard(rows.table(first_id), labels, subjects, stays)

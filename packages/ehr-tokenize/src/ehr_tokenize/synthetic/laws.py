@@ -15,7 +15,8 @@ from ehr_tokenize.synthetic import parameters as params
 from ehr_tokenize.synthetic.settings import SyntheticConfig
 
 DAY = 86_400
-YEAR = 365.25 * DAY
+DAYS_PER_YEAR = 365.25
+YEAR = DAYS_PER_YEAR * DAY
 MINUTE = 60 / DAY
 """In days: the grid on which times of death, discharge and admission are."""
 DISCHARGE_FROM = params.DISCHARGE_FROM_HOURS / 24
@@ -46,6 +47,12 @@ def disease_probability(d: int, age_N: np.ndarray, male_N: np.ndarray, disease_N
     for parent, weight in disease.parents.items():
         logit = logit + weight * disease_ND[:, NAMES.index(parent)]
     return sigmoid(logit)
+
+
+def onset_rate(age_N: np.ndarray, male_N: np.ndarray, disease_ND: np.ndarray) -> np.ndarray:
+    """(N, D) hazard a year that a disease begins which is not there yet, by the age at the next admission."""
+    probability = [disease_probability(d, age_N, male_N, disease_ND) for d in range(len(params.DISEASES))]
+    return params.ONSET_PER_YEAR * np.stack(probability, axis=1)
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,10 @@ READMISSION_PREVIOUS = 0.32
 """Log hazard ratio per previous stay, up to `PREVIOUS_CAP`."""
 PREVIOUS_CAP = 4
 READMISSION_DAYS = 30
+NEXT_HORIZON_DAYS = 1095
+"""The question of the next diagnoses is asked of who comes back within so many days."""
+LENGTH_EDGES = (2.0, 5.0)
+"""Days that are left of a stay at which its next class begins."""
 LATE_PER_DAY = 0.0006
 """Hazard of admission from day 30 on, times the square root of the visible part of the readmission ratio."""
 HOME_DEATH_PER_DAY = 0.00005

@@ -18,6 +18,7 @@ from ehr_tokenize.synthetic.laws import (
     Stay,
     disease_probability,
     log_prior,
+    onset_rate,
 )
 
 ALIVE, DIED, CLOSED = 0, 1, 2
@@ -111,9 +112,9 @@ def draw_onsets(
 ) -> np.ndarray:
     """(N, D) diseases that began in the years since the last admission."""
     began_ND = np.zeros_like(disease_ND)
+    chance_ND = -np.expm1(-onset_rate(age_N, male_N, disease_ND) * years_N[:, None])
     for d in range(len(params.DISEASES)):
-        rate = params.ONSET_PER_YEAR * disease_probability(d, age_N, male_N, disease_ND)
-        began_ND[:, d] = ~disease_ND[:, d] & (rng.random(len(age_N)) < -np.expm1(-rate * years_N))
+        began_ND[:, d] = ~disease_ND[:, d] & (rng.random(len(age_N)) < chance_ND[:, d])
     return began_ND
 
 

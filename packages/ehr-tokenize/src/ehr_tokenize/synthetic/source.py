@@ -2,14 +2,14 @@
 
     MEDS/data/<split>/<shard>.parquet
     MEDS/metadata/{codes.parquet,dataset.json,subject_splits.parquet}
-    MEDS/labels/<task>/<split>.parquet      subject_id, prediction_time, boolean_value, true_probability
+    MEDS/labels/<task>/{manifest.json,<split>.parquet}      labels, with the best possible predictions
 
 Shards are numbered through train, tuning and held_out, each of at most ``shard_subjects`` subjects of one split, and
 each is drawn from (seed, number) alone. Memory is bounded by one shard and the label rows (about 150 bytes a stay).
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError
-from ehr_core.formats.tables import write_labels
+from ehr_core.formats import labels
+from ehr_core.formats.folder import Manifest
 from ehr_core.progress import track
 from ehr_core.protocols import Executor
 
 from ehr_tokenize.__about__ import __version__
 from ehr_tokenize.sources import to_meds
-from ehr_tokenize.synthetic import parameters as params
-from ehr_tokenize.synthetic import truth
 from ehr_tokenize.synthetic.codes import code_book
 from ehr_tokenize.synthetic.events import draw_shard
 from ehr_tokenize.synthetic.laws import DAY, laws
 from ehr_tokenize.synthetic.settings import SyntheticConfig
+from ehr_tokenize.synthetic.truth import TASKS
 
 
 @dataclass(frozen=True)
@@ -132,13 +132,15 @@ class SyntheticSource:
         to_meds.write_metadata(output, ids, splits, book, facts)
 
     def _write_labels(self, folder: Path, todo: list[Piece], done: list[Written]) -> None:
-        """A readmission can be judged when 30 days of the dataset follow; in a mortality label nothing is left out."""
+        """Labels folders of every task. What takes a horizon can be judged when so many days of the dataset follow."""
         last = max(written.last for written in done)
-        judged = pa.scalar((last - params.READMISSION_DAYS * DAY) * 1_000_000, pa.timestamp("us"))
-        for task in truth.TASKS:
+        for name, task in TASKS.items():
+            judged = pa.scalar((last - (task.horizon_days or 0) * DAY) * 1_000_000, pa.timestamp("us"))
+            tables = {}
             for split in dict.fromkeys(piece.split for piece in todo):
-                parts = [w.labels[task] for piece, w in zip(todo, done, strict=True) if piece.split == split]
+                parts = [w.labels[name] for piece, w in zip(todo, done, strict=True) if piece.split == split]
                 table = pa.concat_tables(parts)
-                if task == truth.READMISSION:
-                    table = table.filter(pc.less_equal(table["prediction_time"], judged))
-                write_labels(folder / task / f"{split}.parquet", table)
+                tables[split] = table.filter(pc.less_equal(table["prediction_time"], judged))
+            (folder / name).mkdir(parents=True)
+            made_by = Manifest(labels.FORMAT, labels.VERSION, [f"ehr-tokenize=={__version__}"], asdict(self.settings))
+            labels.write_label_folder(folder / name, labels.Labels(name, task.question, tables), made_by)
