@@ -27,7 +27,8 @@ def test_vectors_are_learnt_written_and_covered(store, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "vectors of width 2 for 3 of 3 tokens" in printed
     assert "100.0% of tokens, 100.0% of their occurrences" in printed
-    table, vocabulary = read_vectors(out)
+    found = read_vectors(out)
+    table, vocabulary = found.table, found.vocabulary
     assert table.vector_VD.shape == (len(vocabulary), 2)
     manifest = read_manifest(out, "code-vectors", 1)
     assert manifest.settings["embedding"]["name"] == "ppmi"
@@ -55,7 +56,7 @@ def test_vectors_of_one_store_can_start_those_of_another(store, make_store, tmp_
     run(f"store={store}", f"output={tmp_path / 'one'}", "embedding.width=2", "embedding.min_count=1")
     other = make_store([Token("new", "code", ("new",), 1), *TOKENS], "other", train=EVENTS)
     run("embedding=file", f"embedding.path={tmp_path / 'one'}", f"store={other}", f"output={tmp_path / 'two'}")
-    one, two = read_vectors(tmp_path / "one")[0], read_vectors(tmp_path / "two")[0]
+    one, two = read_vectors(tmp_path / "one").table, read_vectors(tmp_path / "two").table
     assert np.array_equal(one.vector_VD[7:], two.vector_VD[8:])
     assert two.origin_V[7:] == ["", "A", "B", "C"]
 

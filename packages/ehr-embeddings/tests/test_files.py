@@ -182,7 +182,8 @@ def test_vectors_survive_saving_and_loading_bit_for_bit(tmp_path):
     vectors[7, 0] = np.float32(-0.0)
     table = EmbeddingTable(vectors, [""] * 7 + CODES)
     write_vectors(tmp_path / "out", table, vocabulary, Manifest("code-vectors", 1, ["test==0"], {}))
-    again, found = read_vectors(tmp_path / "out")
+    opened = read_vectors(tmp_path / "out")
+    again, found = opened.table, opened.vocabulary
     assert again.vector_VD.tobytes() == vectors.tobytes()
     assert again.origin_V == table.origin_V
     assert found.digest == vocabulary.digest

@@ -9,22 +9,28 @@ from ehr_core.formats.tokens import TokenStore
 from ehr_core.plugins import build, registry
 
 from ehr_embeddings.__about__ import __version__
-from ehr_embeddings.vectors import FORMAT, VERSION, coverage, write_vectors
+from ehr_embeddings.plugin import EmbedConfig
+from ehr_embeddings.vectors import FORMAT, VERSION, CodeVectors, read_vectors, write_vectors
 
 
-def embed(settings: Any) -> int:
-    """Write the folder of code vectors and print what share of the vocabulary they cover."""
+def embed(settings: EmbedConfig) -> CodeVectors:
+    """Write the folder of code vectors and open it. Raises EhrError."""
     output = Path(settings.output)
     check_free(output)
     store = TokenStore(settings.store)
     table = build("embedding", settings.embedding).embed(store.vocabulary, store.path)
     write_vectors(output, table, store.vocabulary, _manifest(settings.embedding, store))
-    tokens, occurrences = coverage(store.vocabulary, table)
-    ordinary = sum(entry.kind != "special" for entry in store.vocabulary.tokens)
-    covered = sum(map(bool, table.origin_V))
-    print(f"{output}: vectors of width {table.vector_VD.shape[1]} for {covered:,} of {ordinary:,} tokens")
+    return read_vectors(output)
+
+
+def main(settings: EmbedConfig) -> None:
+    """`embed`, and what share of the vocabulary the vectors cover on stdout."""
+    found = embed(settings)
+    tokens, occurrences = found.coverage
+    ordinary = sum(entry.kind != "special" for entry in found.vocabulary.tokens)
+    covered = sum(map(bool, found.table.origin_V))
+    print(f"{found.path}: vectors of width {found.table.vector_VD.shape[1]} for {covered:,} of {ordinary:,} tokens")
     print(f"coverage: {tokens:.1%} of tokens, {occurrences:.1%} of their occurrences in the train split")
-    return 0
 
 
 def _manifest(embedding: Any, store: TokenStore) -> Manifest:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 from ehr_core.errors import ConfigError, DataError, FormatError
-from ehr_core.formats.tables import read_table
+from ehr_core.formats.parquet import read_table
 from ehr_core.formats.vocabulary import Vocabulary
 from ehr_core.protocols import EmbeddingTable
 
@@ -38,9 +38,9 @@ class FileEmbedding:
 def read_codes(path: Path) -> tuple[list[str], np.ndarray]:
     """Codes (N) and their vectors (N, D) float32, D > 0. Raises ConfigError, FormatError or DataError."""
     if path.is_dir():
-        table, vocabulary = read_vectors(path)
-        rows = [index for index, origin in enumerate(table.origin_V) if origin]
-        return [vocabulary.tokens[row].token for row in rows], table.vector_VD[rows]
+        found = read_vectors(path)
+        rows = [index for index, origin in enumerate(found.table.origin_V) if origin]
+        return [found.vocabulary.tokens[row].token for row in rows], found.table.vector_VD[rows]
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise ConfigError(f"{path}: vectors are read from {', '.join(READERS)} or a folder, not {path.suffix!r}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ehr_core import MISSING, Component, hookimpl
@@ -13,7 +14,7 @@ class FileConfig:
     """Vectors by code from a file or a folder."""
 
     name: str = "file"
-    path: str = MISSING
+    path: Path = MISSING
     """A .parquet (code, vector), .csv (code,v0,...), .txt or .vec (word2vec text), or a folder of code vectors."""
     width: int | None = None
     """What D has to be; another one in the file is an error. null: whatever the file has."""
@@ -38,11 +39,11 @@ class PPMIConfig:
 class EmbedConfig:
     """Vectors for the vocabulary of a token store."""
 
-    defaults: list[Any] = field(default_factory=lambda: [{"embedding": "ppmi"}, "_self_"])
+    defaults: list[Any] = field(default_factory=lambda: ["_self_", {"embedding": "ppmi"}])
     embedding: Any = MISSING
-    store: str = MISSING
+    store: Path = MISSING
     """Token store whose vocabulary gets vectors, and from whose train split `ppmi` learns."""
-    output: str = MISSING
+    output: Path = MISSING
     """Folder to make."""
 
 
@@ -66,7 +67,7 @@ def ehr_embeddings() -> Iterator[Component]:
 def ehr_commands() -> Iterator[Component]:
     yield Component(
         name="embed",
-        target="ehr_embeddings.command:embed",
+        target="ehr_embeddings.command:main",
         config=EmbedConfig,
         summary="A vector for every token of a token store's vocabulary",
     )

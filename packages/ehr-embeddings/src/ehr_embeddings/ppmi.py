@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sparse
+from ehr_core.constants import DAY_US
 from ehr_core.errors import ConfigError, DataError, NotApplicable
 from ehr_core.formats.tokens import TokenStore, TokenTable
 from ehr_core.formats.vocabulary import Vocabulary
@@ -19,7 +20,6 @@ from ehr_core.progress import track
 from ehr_core.protocols import EmbeddingTable
 from scipy.sparse.linalg import svds
 
-DAY_US = 86_400 * 1_000_000
 DENSE = 400
 """Up to this many tokens a dense SVD is quicker than the iterative one."""
 

@@ -7,6 +7,7 @@ came from, empty for a row of zeros. V tokens, D width.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +66,23 @@ def write_vectors(folder: Path, table: EmbeddingTable, vocabulary: Vocabulary, m
         return write_manifest(partial, manifest)
 
 
-def read_vectors(folder: Path) -> tuple[EmbeddingTable, Vocabulary]:
-    """Vectors (memory-mapped) and the vocabulary that their rows follow. Raises FormatError when they do not fit."""
+@dataclass(frozen=True)
+class CodeVectors:
+    """A folder of code vectors opened for reading; the vectors are memory-mapped."""
+
+    path: Path
+    table: EmbeddingTable
+    vocabulary: Vocabulary
+    """What the rows follow."""
+
+    @property
+    def coverage(self) -> tuple[float, float]:
+        """Share of tokens, and of their occurrences in training, with a vector."""
+        return coverage(self.vocabulary, self.table)
+
+
+def read_vectors(folder: Path) -> CodeVectors:
+    """Open a folder of code vectors. Raises FormatError when its parts do not fit."""
     manifest = read_manifest(folder, FORMAT, VERSION)
     vocabulary = Vocabulary.load(folder)
     if manifest.content.get("vocabulary") != vocabulary.digest:
@@ -75,4 +91,4 @@ def read_vectors(folder: Path) -> tuple[EmbeddingTable, Vocabulary]:
     vector_VD = arrays.get("vector_VD")
     if vector_VD is None or vector_VD.ndim != 2 or not len(vector_VD) == len(origins) == len(vocabulary):
         raise FormatError(f"{folder}: {VECTOR}, {ORIGIN} and vocabulary.json differ in length; make them anew")
-    return EmbeddingTable(vector_VD, [str(origin) for origin in origins]), vocabulary
+    return CodeVectors(folder, EmbeddingTable(vector_VD, [str(origin) for origin in origins]), vocabulary)
