@@ -19,10 +19,10 @@ from ehr_eval.labelling import reasons_in
 
 def label_folders(path: Path) -> list[Path]:
     """Folders of labels, each of one task: ``path`` itself or those in it. Raises FormatError when there is none."""
-    if not path.is_dir():
-        raise FormatError(f"{path} is not a folder; expected labels, or one folder of labels a task")
     if has_labels(path):
         return [path]
+    if not path.is_dir():
+        raise FormatError(f"{path} is not a folder; expected labels, or one folder of labels a task")
     found = [below for below in sorted(path.iterdir()) if below.is_dir() and has_labels(below)]
     if not found:
         why = "".join(f"; {name}: {reason}" for name, reason in reasons_in(path).items())

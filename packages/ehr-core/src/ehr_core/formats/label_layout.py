@@ -9,12 +9,19 @@ SUFFIXES = (".parquet", ".csv")
 
 
 def has_labels(folder: Path) -> bool:
-    """Whether a folder holds labels of one task, in any layout."""
-    return folder.is_dir() and bool(_layout(folder))
+    """Whether a folder holds labels of one task, in any layout; a file holds those of all splits."""
+    return is_table(folder) or (folder.is_dir() and bool(_layout(folder)))
+
+
+def is_table(path: Path) -> bool:
+    """Whether a path is a file that labels may be in."""
+    return path.suffix in SUFFIXES and path.is_file()
 
 
 def label_files(folder: Path) -> dict[str, list[Path]]:
     """Files of each split, or of the split ``""`` where they do not say. Raises FormatError when there are none."""
+    if is_table(folder):
+        return {"": [folder]}
     if not folder.is_dir():
         raise FormatError(f"{folder} is not a folder; expected labels: {', '.join(f'{s}.parquet' for s in SPLITS)}")
     found = _layout(folder)

@@ -3,7 +3,7 @@
     LABELS/manifest.json  LABELS/<split>.parquet        as written here
     LABELS/<split>.{parquet,csv}                        a user's own
     LABELS/<split>/**/*.{parquet,csv}                   sharded, as ACES writes them
-    LABELS/*.{parquet,csv}                              all splits together; the dataset says where a subject belongs
+    LABELS/*.{parquet,csv}, or one such file            all splits together; the dataset says where a subject belongs
 
 ``subject_id`` int64 and ``prediction_time`` timestamp[us]; the columns of one kind of outcome (`ehr_core.outcomes`), or
 none where only predictions are wanted; and, in a synthetic cohort, the truth. Other columns are not read.
@@ -171,7 +171,7 @@ def read_labels(folder: Path, kind: str | None = None, split_of: Mapping[int, st
         tables = _divided(tables[""], folder, split_of)
     ordered = {split: tables[split].sort_by([(key, "ascending") for key in KEY]) for split in tables}
     _refuse_twins(ordered, folder)
-    found = Labels(content.get("name") or folder.resolve().name, question, ordered, content)
+    found = Labels(content.get("name") or folder.resolve().stem, question, ordered, content)
     return found
 
 
