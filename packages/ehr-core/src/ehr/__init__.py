@@ -12,11 +12,12 @@ object that `settings` gives, and returns what was made, opened: `docs/api.md` h
 of one line. Nothing is imported before it is used.
 """
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
-from ehr_core.errors import EhrError, PluginError
+from ehr_core.errors import EhrError
+
+from ehr.reaching import reach, settings
 
 FUNCTIONS: dict[str, tuple[str, str, str]] = {
     "tokenize": ("ehr-tokenize", "ehr_tokenize:tokenize", "tokenize"),
@@ -36,32 +37,11 @@ FUNCTIONS: dict[str, tuple[str, str, str]] = {
 __all__ = ["EhrError", "load", "settings", *FUNCTIONS]
 
 
-def settings(command: str, *overrides: str) -> Any:
-    """The settings of a command as its dataclass: ``settings("train", "seed=7")``, overrides as on the command line.
-
-    Raises ConfigError for what does not exist, with the names that do.
-    """
-    from ehr_core import config
-
-    return config.to_settings(config.compose(command, overrides))
-
-
 def load(path: Any) -> Any:
     """A run folder or a fitted folder, ready to be applied: a `Model` with ``predict`` and ``represent``."""
     from ehr.model import Model
 
     return Model(path)
-
-
-def reach(distribution: str, place: str) -> Any:
-    """Something of a package by its ``"module:name"``. Raises PluginError that says what to install."""
-    module, _, name = place.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
-            raise
-        raise PluginError(f"this needs {distribution}, which is not installed: pip install {distribution}") from None
 
 
 def _function(name: str) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from ehr_core.formats.predictions import Predictions
 from ehr_core.formats.run import Run
 from ehr_core.recipes import literal
 
-from ehr import reach, settings
+from ehr.reaching import reach, settings
 
 
 class Model:
