@@ -1,17 +1,30 @@
-"""The labels that a synthetic cohort is drawn with are those that the tasks find in its events."""
+"""The labels that a synthetic cohort is drawn with are those that the tasks find in its events, for every kind."""
 
+import re
+import runpy
 import shutil
 from pathlib import Path
 
-import polars as pl
+import numpy as np
+import pyarrow.compute as pc
 import pytest
 from ehr_core.cli import run
+from ehr_core.constants import SPLITS
 from ehr_core.errors import DataError
+from ehr_core.formats.labels import Labels, read_labels, write_labels
+from ehr_core.outcomes import COLUMNS
 from ehr_core.plugin import SerialConfig
 from ehr_core.plugins import build, registry
 
-TASKS = ("in_hospital_mortality", "readmission_30d")
-COLUMNS = ["subject_id", "prediction_time", "boolean_value"]
+DOCS = Path(__file__).parents[1] / "docs" / "synthetic.md"
+TASKS = {
+    "in_hospital_mortality": "binary",
+    "readmission_30d": "binary",
+    "length_of_stay": "regression",
+    "length_of_stay_class": "multiclass",
+    "next_diagnoses": "multilabel",
+    "time_to_death": "survival",
+}
 
 
 def draw(folder: Path, **settings) -> Path:
@@ -21,13 +34,9 @@ def draw(folder: Path, **settings) -> Path:
     return folder
 
 
-def label(meds: Path, output: Path, tasks: tuple[str, ...]) -> None:
+def label(meds: Path, output: Path, *tasks: str) -> dict[str, Labels]:
     run("ehr-eval", "label", ["source=meds", f"source.path={meds}", f"task=[{','.join(tasks)}]", f"output={output}"])
-
-
-def table(folder: Path, task: str, split: str) -> pl.DataFrame:
-    found = pl.read_parquet(folder / task / f"{split}.parquet")
-    return found.with_columns(pl.col("prediction_time").cast(pl.Datetime("us"))).sort(COLUMNS[:2])
+    return {task: read_labels(output / task) for task in tasks}
 
 
 @pytest.mark.parametrize(
@@ -39,34 +48,59 @@ def test_drawn_and_computed_labels_are_the_same(tmp_path, settings):
     cohort = draw(tmp_path / "cohort", **settings)
     bare = tmp_path / "bare"  # without its own labels, so that nothing can be taken from them
     shutil.copytree(cohort, bare, ignore=shutil.ignore_patterns("labels"))
-    run(
-        "ehr-eval",
-        "label",
-        ["source=meds", f"source.path={bare}", f"task=[{','.join(TASKS)}]", f"output={tmp_path}/out"],
-    )
-    for task in TASKS:
-        for split in ("train", "tuning", "held_out"):
-            drawn, computed = table(cohort / "labels", task, split), table(tmp_path / "out", task, split)
-            assert computed.columns == COLUMNS
-            assert drawn.select(COLUMNS).equals(computed), f"{task} {split}"
-        whole = table(cohort / "labels", task, "train")
-        assert 0 < whole["boolean_value"].sum() < len(whole)
-        assert len(whole) > 500
+    found = label(bare, tmp_path / "out", *TASKS)
+    for task, kind in TASKS.items():
+        drawn, computed = read_labels(cohort / "labels" / task), found[task]
+        assert computed.question == drawn.question
+        assert computed.question.kind == kind
+        for split in SPLITS:
+            key = ["subject_id", "prediction_time"]
+            assert computed.tables[split].column_names == [*key, *COLUMNS[kind].label]
+            assert drawn.tables[split].select(key).equals(computed.tables[split].select(key)), f"{task} {split}"
+            np.testing.assert_allclose(computed.array(split), drawn.array(split), rtol=1e-15, err_msg=f"{task} {split}")
+        assert len(computed.tables["train"]) > (150 if task == "next_diagnoses" else 500)
+        assert len(np.unique(computed.array("train"))) > 1
 
 
-def test_labels_that_do_not_agree_with_the_events_are_refused(tmp_path):
+def test_the_truths_of_a_cohort_come_along_with_the_labels(tmp_path):
     cohort = draw(tmp_path / "cohort", seed=1)
-    path = cohort / "labels" / TASKS[0] / "train.parquet"
-    turned = pl.read_parquet(path).with_columns(
-        pl.when(pl.int_range(pl.len()) == 7)
-        .then(~pl.col("boolean_value"))
-        .otherwise("boolean_value")
-        .alias("boolean_value")
-    )
-    turned.write_parquet(path)
-    with pytest.raises(DataError, match="does not agree with the task: 1 rows only from the task, 1 only in the file"):
-        run(
-            "ehr-eval",
-            "label",
-            ["source=meds", f"source.path={cohort}", f"task=[{TASKS[0]}]", f"output={tmp_path}/out"],
-        )
+    found = label(cohort, tmp_path / "out", *TASKS)
+    for task in TASKS:
+        own = read_labels(cohort / "labels" / task)
+        for split in SPLITS:
+            np.testing.assert_array_equal(found[task].truth(split), own.truth(split))
+            assert found[task].truth(split) is not None
+
+
+@pytest.mark.parametrize("task", ["in_hospital_mortality", "length_of_stay"])
+def test_labels_that_do_not_agree_with_the_events_are_refused(tmp_path, task):
+    cohort = draw(tmp_path / "cohort", seed=1)
+    path, column = cohort / "labels" / task / "train.parquet", COLUMNS[TASKS[task]].label[0]
+    table = read_labels(path.parent).tables["train"]
+    values = table[column].to_pylist()
+    values[7] = not values[7] if isinstance(values[7], bool) else values[7] + 1.0
+    changed = table.set_column(table.column_names.index(column), column, [values])
+    assert pc.sum(pc.not_equal(changed[column], table[column])).as_py() == 1
+    write_labels(path, changed, TASKS[task])
+    with pytest.raises(DataError, match="does not agree with the task: 1 "):
+        label(cohort, tmp_path / "out", task)
+
+
+def test_the_documentation_has_the_attainable_scores_that_its_script_prints(tmp_path, capsys):
+    for module in ("lifelines", "sklearn"):
+        pytest.importorskip(module)
+    text = DOCS.read_text()
+    script = tmp_path / "attainable.py"
+    script.write_text(re.search(r'```python title="attainable.py"\n(.*?)```', text, re.DOTALL)[1])
+    (tmp_path / "cohort").mkdir()
+    runpy.run_path(str(script))["main"](5000, 1, tmp_path / "cohort")
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split("`")[1] for row in rows if row.startswith("| `")] == [
+        "in_hospital_mortality",
+        "length_of_stay",
+        "length_of_stay_class",
+        "time_to_death",
+        "readmission_30d",
+        "next_diagnoses",
+    ]
+    assert [row for row in rows if row.startswith("| `") and row not in text] == []

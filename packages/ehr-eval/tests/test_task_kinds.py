@@ -59,6 +59,8 @@ def test_a_class_begins_with_its_lower_edge(ask):
     rows = [(s, t, c) for s, length in enumerate([1.5, 2.99, 3, 5, 6, 60]) for t, c in ((0, ADM), (length, DIS))]
     assert [answer for *_, answer in ask(LengthOfStayClass, rows)] == [0, 0, 1, 1, 2, 2]
     assert [answer for *_, answer in ask(LengthOfStayClass, rows, edges=[4.5])] == [0, 0, 0, 0, 1, 1]
+    rows = [(s, t, c) for s in range(1, 9) for t, c in ((0, ADM), (1 + s / 10, DIS))]
+    assert [answer for *_, answer in ask(LengthOfStayClass, rows, edges=[0.1, 0.3, 0.7])] == [1, 1, 2, 2, 2, 2, 3, 3]
 
 
 def test_classes_are_named_after_their_edges():

@@ -9,9 +9,7 @@ from ehr_eval.tasks.after_discharge import NextDiagnoses, Readmission30d
 from ehr_eval.tasks.in_hospital import InHospitalMortality, LengthOfStay, LengthOfStayClass, TimeToDeath
 from ehr_eval.tasks.instants import codes_with
 
-LABEL_COLUMNS = ("subject_id", "prediction_time", "boolean_value")
 __all__ = [
-    "LABEL_COLUMNS",
     "InHospitalMortality",
     "LengthOfStay",
     "LengthOfStayClass",

@@ -1,7 +1,7 @@
 """Questions about a stay, asked some hours after its admission: mortality, what is left of it, time to death."""
 
 import itertools
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import polars as pl
 from ehr_core.errors import ConfigError
@@ -53,7 +53,8 @@ class LengthOfStayClass(LengthOfStay):
         self.names = (f"<{shown[0]} days", *between, f">={shown[-1]} days")
 
     def _answered(self, events: pl.DataFrame, end: datetime) -> pl.DataFrame:
-        reached = pl.sum_horizontal((pl.col("float_value") >= edge).cast(pl.Int64) for edge in self.edges)
+        remaining = pl.col("left") - pl.col("prediction_time")  # exact, where days are rounded
+        reached = pl.sum_horizontal((remaining >= timedelta(days=edge)).cast(pl.Int64) for edge in self.edges)
         return super()._answered(events, end).with_columns(reached.alias("integer_value"))
 
 

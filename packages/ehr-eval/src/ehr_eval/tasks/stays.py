@@ -50,10 +50,6 @@ class StayTask(ABC):
         """No code answers the question, unless a subclass says so."""
         return None
 
-    def outcome(self) -> OutcomeCodes | None:
-        """What `codes` says."""
-        return self.codes()
-
 
 class InHospitalTask(StayTask):
     """A question about a stay, asked ``prediction_offset_hours`` after its admission of whoever is still there.
