@@ -9,7 +9,7 @@ from ehr_core.cli import run
 from ehr_core.formats.tokens import TokenStore
 from ehr_core.plugins import build, registry
 from ehr_core.testing.tiny import write_tiny_meds
-from ehr_train.data import Windows
+from ehr_train.loader.windows import Windows
 
 
 @pytest.fixture(scope="module")

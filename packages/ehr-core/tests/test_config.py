@@ -1,6 +1,7 @@
 """Settings: what a command line may say, and the one line that a mistake is answered with."""
 
 import dataclasses
+import re
 import sys
 import types
 from dataclasses import dataclass, field
@@ -91,6 +92,39 @@ def test_a_preset_is_had_by_its_name(world):
     assert config.preset("model", "wide", "model.width=98") == SmallConfig(width=98)
     with pytest.raises(ConfigError, match="model=huge"):
         config.preset("model", "huge")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("small", SmallConfig()),
+        ("wide", SmallConfig(width=99)),
+        ({"name": "small", "width": 5}, SmallConfig(width=5)),
+        ({"name": "wide"}, SmallConfig(width=99)),
+        (LargeConfig(depth=2), LargeConfig(depth=2)),
+    ],
+)
+def test_a_component_is_named_by_its_name_a_mapping_or_its_settings(world, value, expected):
+    assert config.component_settings("model", value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("smal", "model=smal: no model is named 'smal'. Did you mean small? Allowed: large, small, wide."),
+        ({"width": 3}, "it names none. Allowed: large, small, wide."),
+        (
+            {"name": "small", "widht": 3},
+            "model small has no setting 'widht'. Did you mean width? Allowed: name, width.",
+        ),
+        ({"name": "small", "width": "many"}, "settings of model 'small'"),
+        (ScreenConfig(), "ScreenConfig are not the settings of a model. Allowed: large, small."),
+    ],
+)
+def test_a_component_that_cannot_be_is_one_line(world, value, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as raised:
+        config.component_settings("model", value)
+    assert "\n" not in str(raised.value)
 
 
 def test_settings_that_cannot_be_made_harm_only_who_asks_for_them(world):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from ehr_core.formats.tables import write_labels
+from ehr_core.formats.labels import write_labels
 from ehr_core.plugins import registry
 from ehr_train.job import TrainJob
 from ehr_train.settings import JsonlConfig, TrainConfig
@@ -56,7 +56,7 @@ def labels(tmp_path_factory) -> Path:
     sets["held_out"] = cohort(4000, 30, 4)
     for split, subjects in sets.items():
         rows = [label_of(subject) for subject in subjects]
-        names = ("subject_id", "prediction_time", "boolean_value", "note")
+        names = ("subject_id", "prediction_time", "boolean_value")
         columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
         columns["prediction_time"] = pa.array(columns["prediction_time"], pa.timestamp("us"))
         write_labels(folder / f"{split}.parquet", pa.table(columns))

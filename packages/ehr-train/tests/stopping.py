@@ -7,9 +7,7 @@ import subprocess
 import sys
 import time
 
-from ehr_train.launch import train
-
-from .world import running_of
+from .world import running_of, train
 
 
 class StopHere(BaseException):
@@ -22,10 +20,10 @@ def stop_at(job, step):
 
     original = Trainer.update
 
-    def update(self, wrapped, what):
+    def update(self, what):
         if self.state.step == step:
             raise StopHere
-        original(self, wrapped, what)
+        original(self, what)
 
     Trainer.update = update
     try:

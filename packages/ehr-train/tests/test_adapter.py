@@ -18,11 +18,11 @@ from ehr_core.protocols import PredictionJob
 from ehr_train import checkpoint, runfolder
 from ehr_train.data import Samples
 from ehr_train.job import TrainJob, running
-from ehr_train.launch import train
 from ehr_train.learner import load_run
 from ehr_train.settings import FinetunedConfig, TrainConfig
 
 from .stopping import StopHere, stop_at, train_and_kill
+from .world import train
 
 WIDTH, LAYERS, RANK = 32, 2, 4
 LORA = {"name": "lora", "rank": RANK, "dropout": 0.1}

@@ -2,18 +2,27 @@ import dataclasses
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import NO_TIME, Prefix, TokenStore, prefix_tokens
-from ehr_core.formats.vocabulary import BOS
-from ehr_train.data import Samples, Windows, prefix_block
-from ehr_train.feed import Feed, Share, num_steps, steps
-from ehr_train.packing import pack
+from ehr_core.formats.vocabulary import BOS, Token, Vocabulary
+from ehr_core.outcomes import Question
+from ehr_train.loader import samples as loader
+from ehr_train.loader.feed import Feed, Share, num_steps, steps
+from ehr_train.loader.packing import pack
+from ehr_train.loader.timelines import prefix_block
+from ehr_train.loader.windows import Windows
 
 from .world import DAY, PREFIX, VOCABULARY, Subject, cohort, table, write_store
 
 CONTEXT = 64
+BINARY = Question("binary")
+
+
+def Samples(store, split, table, context, seed, **options):  # noqa: N802
+    return loader.Samples(store, split, table, BINARY, context, seed, **options)
 
 
 def segments(rows, chosen=None):
@@ -175,8 +184,78 @@ def test_fewer_rows_than_a_global_batch_still_make_a_step_on_every_rank(tmp_path
     path = write_store(tmp_path / "store", {"train": [[Subject(1, [7] * 10, [0] * 10)]]})
     data = Windows(TokenStore(path), "train", CONTEXT, 0)
     parts = [next(steps(data, Share(rank, 2, 4, 2), 0, 0)) for rank in range(2)]
-    assert [part.weight for part in parts] == [1.0, 0.0]
+    assert [part.weights for part in parts] == [[1.0], [0.0]]
     assert all(part.last and part.tokens == 13 for part in parts)
+
+
+def test_every_rank_has_as_many_micro_batches_and_each_row_counts_once(tmp_path):
+    people = [Subject(n, [7 + n] * 60, [DAY] * 60) for n in range(3)]
+    data = Windows(TokenStore(write_store(tmp_path / "store", {"train": [people]})), "train", CONTEXT, 0)
+    parts = [next(steps(data, Share(rank, 2, 1, 4), 0, 0)) for rank in range(2)]
+    assert [part.weights for part in parts] == [[1.0, 1.0], [1.0, 0.0]]
+    pairs = [(b, w) for part in parts for b, w in zip(part.micro, part.weights, strict=True)]
+    counted = [int(batch.token_BT[0, 5]) for batch, weight in pairs if weight]
+    assert sorted(counted) == [7, 8, 9]
+
+
+def table_of(**columns):
+    people = cohort(3000, 30, 3)[:4]
+    rows = {"subject_id": pa.array([p.id for p in people], pa.int64())}
+    rows["prediction_time"] = pa.array([p.times[-1] for p in people], pa.timestamp("us"))
+    return pa.table(rows | columns)
+
+
+@pytest.mark.parametrize(
+    ("question", "columns", "expected"),
+    [
+        (BINARY, {"boolean_value": [True, False, True, True]}, [1, 0, 1, 1]),
+        (Question("multiclass", ("a", "b", "c")), {"integer_value": [2, 0, 1, 2]}, [2, 0, 1, 2]),
+        (
+            Question("multilabel", ("a", "b")),
+            {"boolean_values": [[True, None], [False, False], [None, True], [True, True]]},
+            [[1, np.nan], [0, 0], [np.nan, 1], [1, 1]],
+        ),
+        (Question("regression"), {"float_value": [1.5, -2.0, 0.0, 7.25]}, [1.5, -2.0, 0.0, 7.25]),
+        (
+            Question("survival"),
+            {"time_days": [1.5, 20.0, 3.0, 4.0], "event": [True, False, True, False]},
+            [[1.5, 1], [20, 0], [3, 1], [4, 0]],
+        ),
+        (None, {}, None),
+    ],
+)
+def test_a_batch_carries_the_labels_of_its_kind_in_the_order_of_its_samples(store, question, columns, expected):
+    samples = loader.Samples(TokenStore(store), "tuning", table_of(**columns), question, CONTEXT, 0)
+    rows = samples.epoch(3)
+    batch, every = rows.batch(np.arange(len(rows))), np.arange(len(rows))
+    order, _ = rows.samples(rows.windows(every)[0])
+    assert len(batch.last_N) == 4
+    if expected is None:
+        assert batch.label_N is None
+    else:
+        assert batch.label_N.dtype == torch.float32
+        wanted = np.array(expected, np.float32)[order]
+        assert np.array_equal(batch.label_N.numpy(), wanted, equal_nan=True)
+
+
+def test_labels_that_name_no_split_are_divided_as_the_store_is(store, tmp_path):
+    tuning, train = cohort(3000, 30, 3)[:2], cohort(1000, 70, 1)[:3]
+    rows = [(p.id, p.times[-1], True) for p in (*train, *tuning)]
+    (tmp_path / "labels").mkdir()
+    pq.write_table(labels_for(rows), tmp_path / "labels" / "all.parquet")
+    found = loader.open_labels(tmp_path / "labels", TokenStore(store))
+    assert {split: len(table) for split, table in found.tables.items()} == {"train": 3, "tuning": 2}
+
+
+def test_the_opening_token_is_asked_of_the_vocabulary():
+    def vocabulary(*names):
+        return Vocabulary([Token(name, "special") for name in names])
+
+    assert loader.opening_token(vocabulary("[PAD]", "[MASK]", "[CLS]", "[BOS]")) == 3
+    assert loader.opening_token(vocabulary("[MASK]", "[CLS]", "[PAD]")) == 1
+    assert loader.opening_token(vocabulary("[PAD]", "[MASK]")) == 0
+    with pytest.raises(DataError, match=r"none of \[BOS\], \[CLS\] and \[PAD\]"):
+        loader.opening_token(vocabulary("[MASK]"))
 
 
 def test_an_error_while_making_batches_is_raised_where_they_are_asked_for():

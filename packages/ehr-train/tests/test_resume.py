@@ -12,12 +12,11 @@ from ehr_core.errors import EhrError, FormatError
 from ehr_core.formats.folder import read_json
 from ehr_core.formats.run import Run
 from ehr_train import checkpoint
-from ehr_train.launch import train
 from ehr_train.settings import JsonlConfig, TensorBoardConfig
 from filelock import FileLock
 
 from .stopping import StopHere, stop_at, train_and_kill
-from .world import same_weights, weights
+from .world import same_weights, train, weights
 
 
 def test_a_second_process_is_refused_while_the_first_is_training(job):

@@ -12,15 +12,15 @@ from ehr_core.formats.folder import read_json
 from ehr_core.formats.run import Run
 from ehr_core.formats.tokens import TokenStore
 from ehr_core.plugins import build
-from ehr_train.data import Windows
-from ehr_train.feed import Share, steps
 from ehr_train.job import TrainJob, running
-from ehr_train.launch import processes, train
+from ehr_train.launch import processes
 from ehr_train.learner import load_run, make_learner
-from ehr_train.optim import learning_rate, make_optimizer, scale_and_clip
+from ehr_train.loader.feed import Share, steps
+from ehr_train.loader.windows import Windows
+from ehr_train.optim import learning_rate, make_optimizer
 from ehr_train.settings import SingleConfig, TrainConfig
 
-from .world import DAY, VOCABULARY, Subject, running_of, same_weights, weights, write_store
+from .world import DAY, VOCABULARY, Subject, running_of, same_weights, train, weights, write_store
 
 
 def test_a_run_has_everything_that_its_reader_needs(job):
@@ -114,11 +114,10 @@ def test_the_gradient_is_that_of_the_mean_over_all_predicted_tokens(tiny, store)
     rows = Windows(opened, "train", 64, 0).epoch(0)
     whole = learner(rows.batch(np.arange(8)))
     expected = torch.autograd.grad(whole.total / whole.count, list(learner.parameters()))
-    settings = TrainConfig(batch_size=3, accumulate=3)
     for start, stop in ((0, 1), (1, 3), (3, 8)):
         loss = learner(rows.batch(np.arange(start, stop)))
         loss.total.backward()
-    norm = scale_and_clip(make_optimizer(learner, settings), 1.0 / whole.count.float(), clip=0.0)
+    norm = build("strategy", SingleConfig()).clip(list(learner.parameters()), 1.0 / whole.count.float(), 0.0)
     for parameter, gradient in zip(learner.parameters(), expected, strict=True):
         assert torch.allclose(parameter.grad, gradient, atol=1e-6)
     assert float(norm) == pytest.approx(float(torch.stack([g.norm() for g in expected]).norm()), rel=1e-5)
@@ -126,11 +125,10 @@ def test_the_gradient_is_that_of_the_mean_over_all_predicted_tokens(tiny, store)
 
 def test_clipping_agrees_with_torch(tiny, store):
     learner = make_learner(tiny.TinyConfig(), tiny.TinyNextConfig(), VOCABULARY, [])
-    optimizer = make_optimizer(learner, TrainConfig())
     gradients = [torch.randn_like(p) for p in learner.parameters()]
     for parameter, gradient in zip(learner.parameters(), gradients, strict=True):
         parameter.grad = 2 * gradient
-    scale_and_clip(optimizer, torch.tensor(0.5), clip=0.7)
+    build("strategy", SingleConfig()).clip(list(learner.parameters()), torch.tensor(0.5), 0.7)
     found = [p.grad.clone() for p in learner.parameters()]
     for parameter, gradient in zip(learner.parameters(), gradients, strict=True):
         parameter.grad = gradient

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from ehr_core import Component, hookimpl
 from ehr_core.batch import Loss
+from ehr_core.outcomes import KINDS
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import PretrainedConfig, PreTrainedModel
@@ -34,19 +35,31 @@ class TinyHF(PretrainedConfig):
         super().__init__(**kwargs)
 
 
+class Block(nn.Module):
+    def __init__(self, D, dropout):
+        super().__init__()
+        self.qkv, self.drop = nn.Linear(D, 3 * D), nn.Dropout(dropout)
+        self.mlp = nn.Sequential(nn.Linear(D, 4 * D), nn.GELU(), nn.Linear(4 * D, D))
+
+    def forward(self, x, see):
+        q, k, v = F.layer_norm(self.qkv(x), (3 * x.shape[-1],)).chunk(3, -1)
+        x = x + self.drop(F.scaled_dot_product_attention(q, k, v, attn_mask=see))
+        return x + self.drop(self.mlp(F.layer_norm(x, (x.shape[-1],))))
+
+
 class Tiny(PreTrainedModel):
     config_class = TinyHF
-    causal = True
+    _no_split_modules = ["Block"]  # noqa: RUF012
+    provides = ("causal",)
 
     def __init__(self, config):
         super().__init__(config)
-        D = config.hidden_size
+        D = self.width = config.hidden_size
+        self.max_positions = config.max_position_embeddings
         self.token, self.place = nn.Embedding(config.vocab_size, D), nn.Embedding(config.max_position_embeddings, D)
-        self.qkv = nn.ModuleList(nn.Linear(D, 3 * D) for _ in range(2))
-        self.mlp = nn.ModuleList(nn.Sequential(nn.Linear(D, 4 * D), nn.GELU(), nn.Linear(4 * D, D)) for _ in range(2))
+        self.blocks = nn.ModuleList(Block(D, config.dropout) for _ in range(2))
         self.norm = nn.LayerNorm(D)
         self.out = nn.Linear(D, config.vocab_size)
-        self.drop = nn.Dropout(config.dropout)
         self.post_init()
 
     def _init_weights(self, module):
@@ -57,15 +70,25 @@ class Tiny(PreTrainedModel):
         x = self.token(input_ids) + self.place(position_ids)
         T = x.shape[1]
         see = (segment_ids[:, :, None] == segment_ids[:, None, :]) & torch.ones(T, T, dtype=torch.bool).tril()
-        for qkv, mlp in zip(self.qkv, self.mlp, strict=True):
-            q, k, v = F.layer_norm(qkv(x), (3 * x.shape[-1],)).chunk(3, -1)
-            x = x + self.drop(F.scaled_dot_product_attention(q, k, v, attn_mask=see))
-            x = x + self.drop(mlp(F.layer_norm(x, (x.shape[-1],))))
+        for block in self.blocks:
+            x = block(x, see)
         x = self.norm(x)
         return ModelOutput(last_hidden_state=x * self.config.explode if self.config.explode else x, losses={})
 
     def lm_logits(self, hidden):
         return self.out(hidden)
+
+    def get_input_embeddings(self):
+        return self.token
+
+    def resize_token_embeddings(self, size, **kwargs):
+        for name, module in (("token", nn.Embedding(size, self.width)), ("out", nn.Linear(self.width, size))):
+            old = getattr(self, name)
+            with torch.no_grad():
+                module.weight[: len(old.weight)] = old.weight
+            setattr(self, name, module)
+        self.config.vocab_size = size
+        return self.token
 
 
 def build(settings, vocabulary_size, columns=()):
@@ -80,14 +103,25 @@ def build(settings, vocabulary_size, columns=()):
 
 
 @dataclass
+class TinyBothConfig(TinyConfig):
+    """The same, seeing both ways."""
+
+    name: str = "tiny_both"
+
+
+def build_both(settings, vocabulary_size, columns=()):
+    model = build(settings, vocabulary_size, columns)
+    model.provides = ()
+    return model
+
+
+@dataclass
 class TinyNextConfig:
     name: str = "tiny_next"
 
 
 class TinyNext(nn.Module):
-    labelled = False
-
-    def __init__(self, settings, width):
+    def __init__(self, settings, width, vocabulary, question):
         super().__init__()
 
     def loss(self, model, batch):
@@ -102,34 +136,60 @@ class TinyNext(nn.Module):
 @dataclass
 class TinyBinaryConfig:
     name: str = "tiny_binary"
+    weight: float = 1.0
 
 
-class TinyBinary(nn.Module):
-    labelled = True
+class TinyHead(nn.Module):
+    """A linear head on the last visible token, for every kind."""
 
-    def __init__(self, settings, width):
+    def __init__(self, settings, width, vocabulary, question):
         super().__init__()
-        self.head = nn.Linear(width, 1)
+        self.settings, self.question = settings, question
+        self.head = nn.Linear(width, question.num_outputs)
 
-    def _logits(self, model, batch):
+    def outputs(self, model, batch):
         hidden = model(**batch.inputs()).last_hidden_state.flatten(0, 1)[batch.last_N]
-        return self.head(hidden).squeeze(-1).float()
+        found = self.head(hidden).float()
+        return found if self.question.names else found.squeeze(-1)
 
     def loss(self, model, batch):
-        logits = self._logits(model, batch)
-        total = F.binary_cross_entropy_with_logits(logits, batch.label_N, reduction="sum")
-        return Loss(total, torch.tensor(len(logits)))
+        found, label = self.outputs(model, batch), batch.label_N
+        kind, count = self.question.kind, torch.tensor(len(label))
+        if kind == "binary":
+            total = F.binary_cross_entropy_with_logits(found, label, reduction="sum")
+        elif kind == "multiclass":
+            total = F.cross_entropy(found, label.long(), reduction="sum")
+        elif kind == "multilabel":
+            known = ~label.isnan()
+            total, count = F.binary_cross_entropy_with_logits(found[known], label[known], reduction="sum"), known.sum()
+        elif kind == "regression":
+            total = (found - label).square().sum()
+        else:  # an exponential time to the event
+            total = (found.exp() * label[:, 0] - label[:, 1] * found).sum()
+        return Loss(total, count)
 
     def predict(self, model, batch):
-        return self._logits(model, batch).sigmoid()
+        found = self.outputs(model, batch)
+        kind = self.question.kind
+        if kind == "multiclass":
+            return found.softmax(-1)
+        return found.sigmoid() if kind in ("binary", "multilabel") else found
+
+
+@dataclass
+class TinyAnyConfig:
+    name: str = "tiny_any"
 
 
 @hookimpl
 def ehr_models() -> Iterator[Component]:
     yield Component(name="tiny", target="ehr_train_tiny:build", config=TinyConfig)
+    yield Component(name="tiny_both", target="ehr_train_tiny:build_both", config=TinyBothConfig)
 
 
 @hookimpl
 def ehr_objectives() -> Iterator[Component]:
-    yield Component(name="tiny_next", target="ehr_train_tiny:TinyNext", config=TinyNextConfig)
-    yield Component(name="tiny_binary", target="ehr_train_tiny:TinyBinary", config=TinyBinaryConfig)
+    target = "ehr_train_tiny:TinyHead"
+    yield Component(name="tiny_next", target="ehr_train_tiny:TinyNext", config=TinyNextConfig, needs=("causal",))
+    yield Component(name="tiny_binary", target=target, config=TinyBinaryConfig, outcomes=("binary",))
+    yield Component(name="tiny_any", target=target, config=TinyAnyConfig, outcomes=KINDS)

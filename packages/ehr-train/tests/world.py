@@ -8,7 +8,7 @@ import torch
 from ehr_core.formats.folder import Manifest, write_json, write_manifest
 from ehr_core.formats.tokens import FORMAT, NO_TIME, VERSION, Prefix, TokenTable, write_prefix
 from ehr_core.formats.vocabulary import Token, Vocabulary
-from ehr_train import checkpoint
+from ehr_train import checkpoint, launch
 from ehr_train.job import running
 
 DAY = 86_400_000_000
@@ -96,10 +96,10 @@ def cohort(first: int, count: int, seed: int, low: int = 3, high: int = 150) -> 
     return subjects
 
 
-def label_of(subject: Subject) -> tuple[int, int, bool, str]:
+def label_of(subject: Subject) -> tuple[int, int, bool]:
     time = subject.times[len(subject.times) * 2 // 3]
     visible = [token for token, at in zip(subject.tokens, subject.times, strict=True) if at <= time]
-    return subject.id, time, visible[-1] < 11, "kept"
+    return subject.id, time, visible[-1] < 11
 
 
 def weights(path, name="best_model"):
@@ -113,3 +113,8 @@ def same_weights(one, two, atol=0.0):
 
 def running_of(job):
     return running(Path(job.output))
+
+
+def train(job, world_size="auto"):
+    """Train; the run's folder."""
+    return launch.train(job, world_size).path

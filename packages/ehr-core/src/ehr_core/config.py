@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import re
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 from ehr_core import recipes
 from ehr_core.config_source import conf_folders, config_name, places, register
 from ehr_core.errors import ConfigError
-from ehr_core.plugins import registry
+from ehr_core.plugins import KINDS, registry
 
-__all__ = ["compose", "config_name", "describe", "options", "preset", "register", "to_settings"]
+__all__ = ["component_settings", "compose", "config_name", "describe", "options", "preset", "register", "to_settings"]
 
 
 def options() -> dict[str, list[str]]:
@@ -207,6 +207,32 @@ def from_plain(kind: str, found: dict[str, Any]) -> Any:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), found))
     except OmegaConfBaseException as error:
         raise ConfigError(f"settings of {kind} {found['name']!r}: {str(error).splitlines()[0]}") from error
+
+
+def component_settings(kind: str, value: Any) -> Any:
+    """Settings of a component from what a setting may say: its name or a preset's, a mapping with ``name``, settings.
+
+    A mapping changes some settings of what it names: ``{name: survival, num_bins: 4}``. Raises ConfigError with the
+    allowed names.
+    """
+    group, components = KINDS[kind].group, registry().components[kind]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if getattr(value, "name", None) in components:
+            return value
+        raise ConfigError(f"{type(value).__name__} are not the settings of a {kind}.{nearest('', components)}")
+    changes = {str(key): part for key, part in value.items()} if isinstance(value, Mapping) else {"name": value}
+    name = changes.pop("name", None)
+    allowed = {*components, *(options().get(group, ()) if group else ())}
+    if not isinstance(name, str) or name not in allowed:
+        said = "it names none" if name is None else f"no {kind} is named {name!r}"
+        raise ConfigError(f"{kind}={value}: {said}.{nearest(str(name), allowed)}")
+    config = components[name].config if name in components else None
+    found = config() if config is not None else preset(group, name)
+    unknown = sorted(changes.keys() - {field.name for field in dataclasses.fields(found)})
+    if unknown:
+        known = (field.name for field in dataclasses.fields(found))
+        raise ConfigError(f"{kind} {name} has no setting {unknown[0]!r}.{nearest(unknown[0], known)}")
+    return from_plain(kind, {**to_plain(found), **changes})
 
 
 def describe(command: str) -> str:

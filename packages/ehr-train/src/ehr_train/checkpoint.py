@@ -3,39 +3,21 @@
 A file appears under its name only when all of it is on disk; a kill at any moment leaves the one before.
 """
 
-import contextlib
-import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ehr_core.errors import FormatError
+from ehr_core.formats.folder import replacing
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Save under a temporary name, fsync, rename, fsync the folder."""
+    """Save whole (`ehr_core.formats.folder.replacing`)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         torch.save(content, temporary)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write to; at the end it replaces ``path`` in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    yield temporary
-    for place in (temporary, None, path.parent):
-        if place is None:
-            temporary.replace(path)
-            continue
-        descriptor = os.open(place, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -73,9 +55,9 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
 
 
-def seed_all(seed: int, rank: int = 0) -> None:
-    """Start every generator; ranks differ so that their dropout does."""
-    mixed = int(np.random.SeedSequence([abs(seed), rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def seed_all(seed: int, *place: int) -> None:
+    """Start every generator; ``place`` tells ranks apart, so that their dropout differs."""
+    mixed = int(np.random.SeedSequence([abs(seed), *(place or (0,))]).generate_state(1, np.uint64)[0] >> np.uint64(1))
     torch.manual_seed(mixed)
     np.random.seed(mixed % 2**32)
     random.seed(mixed)

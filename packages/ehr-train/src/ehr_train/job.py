@@ -1,17 +1,21 @@
 """A training job: everything that decides a run, as plain JSON when it travels."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ehr_core.config import from_plain, to_plain
-from ehr_core.errors import ConfigError
-from ehr_core.formats.folder import digest_of
-from ehr_core.plugins import KINDS
+from ehr_core.config import component_settings, from_plain, to_plain
+from ehr_core.errors import ConfigError, FormatError
+from ehr_core.formats.folder import digest_of, read_json
+from ehr_core.formats.run import Run
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ehr_train.settings import DdpConfig, TrainConfig
+
+FREE = ("name", "log_every", "checkpoint_every", "checkpoint_every_seconds", "keep_epochs", "batch_size", "accumulate")
+"""Settings of `TrainConfig` that change no weight; of the last two the product with the number of processes counts."""
 
 
 @dataclass
@@ -29,16 +33,24 @@ class TrainJob:
     strategy: Any = field(default_factory=DdpConfig)
     """Settings of a strategy; ``ddp`` serves any number of processes."""
     trackers: dict[str, Any] = field(default_factory=dict)
-    """Settings of trackers by any name."""
+    """Settings of trackers by any name. They decide nothing."""
     train: TrainConfig = field(default_factory=TrainConfig)
     seed: int = 42
     labels: str | None = None
-    """Labels folder with ``train.parquet`` (and ``tuning.parquet``), for labelled objectives."""
+    """Labels folder with the splits ``train`` and, where losses are to be compared, ``tuning``; for objectives that
+    learn from labels."""
     start: str | None = None
-    """Run folder to start the model from; its objective is not taken over."""
+    """Run folder to start the model from; its objective is not taken over. The store's vocabulary is the run's, or one
+    that has grown from it."""
     adapter: Any = None
-    """Train an adapter and the objective's head, and freeze the rest of the model of ``start``: the name of a preset, a
-    mapping with ``name`` and changed settings, or a folder with an adapter that was trained before."""
+    """Train an adapter and the objective's head, and freeze the rest of the model of ``start``: the name of an adapter
+    or a preset, a mapping with ``name`` and changed settings, settings, or a folder with an adapter that was trained
+    before."""
+    stage: str = "pretrain"
+    """What trackers call this training."""
+    config: dict[str, Any] | None = None
+    """The whole composed configuration of the command that trains, for the checkpoints; it decides nothing. None: the
+    job is all there is."""
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON values."""
@@ -48,36 +60,60 @@ class TrainJob:
     @classmethod
     def from_plain(cls, found: dict[str, Any]) -> "TrainJob":
         """From JSON values. Raises ConfigError for settings that do not exist."""
-        parts = {kind: _part(kind, found[kind]) for kind in ("model", "objective", "strategy")}
-        trackers = {name: _part("tracker", settings) for name, settings in found["trackers"].items()}
+        parts = {kind: found[kind] and from_plain(kind, found[kind]) for kind in ("model", "objective", "strategy")}
+        trackers = {name: from_plain("tracker", settings) for name, settings in found["trackers"].items()}
         try:
             train = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), found["train"]))
         except OmegaConfBaseException as error:
             raise ConfigError(f"settings of train: {str(error).splitlines()[0]}") from error
-        plain = {name: found[name] for name in ("store", "output", "seed", "labels", "start")}
-        plain["adapter"] = found.get("adapter")
+        names = {f.name for f in dataclasses.fields(cls)} - {*parts, "trackers", "train"}
+        plain = {name: value for name, value in found.items() if name in names}
         return cls(**plain, **parts, trackers=trackers, train=train)  # type: ignore[arg-type]
 
+    def rows(self, world_size: int) -> int:
+        """Rows of a global batch: what makes one optimizer step."""
+        return self.train.batch_size * self.train.accumulate * world_size
+
+    def resolved(self) -> "TrainJob":
+        """The job with the model's settings of the run that it starts from."""
+        if self.start is None:
+            return self
+        settings: dict[str, Any] = dict(Run(self.start).settings)
+        return dataclasses.replace(self, model=from_plain("model", settings["model"]))
+
     def digest(self, inputs: dict[str, str], world_size: int) -> str:
-        """sha256 of all that decides the losses: not where the result goes or who watches."""
-        found = self.to_plain()
-        deciding = {name: found[name] for name in ("model", "objective", "strategy", "train", "seed")}
-        free = ("log_every", "checkpoint_every", "checkpoint_every_seconds", "keep_epochs")
-        deciding["adapter"] = None if adapter_folder(self.adapter) else found["adapter"]
-        deciding["train"] = {name: value for name, value in found["train"].items() if name not in free}
-        digest: str = digest_of([deciding, inputs, world_size])
+        """sha256 of all that decides the losses: not where the result goes, who watches, or how work is divided.
+
+        How many processes take part, and with which strategy, changes the last digits at most; what counts is how many
+        rows make a step.
+        """
+        plain = self.to_plain()
+        deciding = {name: plain[name] for name in ("model", "objective", "seed")}
+        deciding["adapter"] = to_plain(adapter_of(self.adapter)[0]) if self.adapter is not None else None
+        deciding["train"] = {name: value for name, value in plain["train"].items() if name not in FREE}
+        digest: str = digest_of([deciding, inputs, self.rows(world_size)])
         return digest
 
 
-def _part(kind: str, found: dict[str, Any] | None) -> Any:
-    assert kind in KINDS
-    return None if found is None else from_plain(kind, found)
+def adapter_of(value: Any) -> tuple[Any, Path | None]:
+    """Settings of an adapter from whatever names it, and its folder where it was trained before. Raises ConfigError."""
+    folder = adapter_folder(value)
+    if folder is None:
+        return component_settings("adapter", value), None
+    facts = read_json(folder / "adapter.json")
+    try:
+        settings = {**facts["settings"], "name": facts["name"]}
+    except (KeyError, TypeError) as error:
+        raise FormatError(
+            f"{folder / 'adapter.json'} does not name an adapter and its settings; save it again"
+        ) from error
+    return component_settings("adapter", settings), folder
 
 
-def adapter_folder(asked: Any) -> Path | None:
+def adapter_folder(value: Any) -> Path | None:
     """The folder that an ``adapter`` names, where it names one."""
-    named = isinstance(asked, str) and (Path(asked) / "adapter.json").is_file()
-    return Path(asked) if named else None
+    named = isinstance(value, str | Path) and (Path(value) / "adapter.json").is_file()
+    return Path(value) if named else None
 
 
 def running(output: Path) -> Path:

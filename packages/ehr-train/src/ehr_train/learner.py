@@ -1,11 +1,6 @@
-"""Model and objective together: made by name, started from a run, or loaded from one to predict.
+"""Model and objective together: built by name, started from a run, or loaded from one to predict."""
 
-A model may get an adapter: small trained parts, all else frozen. How is the model's own affair: one that can be
-adapted has ``adapters`` with ``apply``, ``save``, ``merge`` and ``count_parameters``, as `ehr_models.adapters` has
-them. Weights then are those of the adapter; the frozen ones are in the run that it started from.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,52 +10,67 @@ from ehr_core.config import from_plain
 from ehr_core.errors import ConfigError, FormatError
 from ehr_core.formats.run import Run
 from ehr_core.formats.vocabulary import Vocabulary
-from ehr_core.plugins import build
+from ehr_core.outcomes import Question
+from ehr_core.plugins import build, registry
+from ehr_core.protocols import PROVISIONS, Adapter
 from torch import nn
 
 from ehr_train import checkpoint
 
+State = dict[str, torch.Tensor]
+
 
 class Learner(nn.Module):
-    """What is placed on devices and optimized: called with a batch it returns the objective's loss."""
+    """What a strategy places and an optimizer changes: called with a batch it returns the objective's loss.
+
+    With an adapter all else of the model is frozen: its weights then are those that are trained, and the frozen ones
+    are in the run that it started from.
+    """
 
     model: Any
     objective: Any
-    adapters: Any = None
-    """How the model's adapter is saved and merged, where it has one."""
+    adapter: Adapter | None = None
 
     def __init__(self, model: nn.Module, objective: nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
+        self.frozen: State = {}
+        """State of an adapted model that is not trained, as it was before a strategy placed it."""
 
-    def adapt(self, asked: str | Mapping[str, Any], name: str) -> None:
-        """Give the model an adapter, and freeze the rest. Raises ConfigError when the model, ``name``, has none."""
-        adapters = getattr(self.model, "adapters", None)
-        if adapters is None:
-            raise ConfigError(f"model {name!r} offers no adapters; leave out adapter, and all of it is trained")
-        self.model, self.adapters = adapters.apply(self.model, asked), adapters
+    def adapt(self, settings: Any, folder: Path | None = None) -> None:
+        """Give the model a fresh adapter, or the one of a folder. Raises ConfigError or FormatError."""
+        self.adapter = build("adapter", settings)
+        assert self.adapter is not None
+        self.model = self.adapter.load(self.model, folder) if folder else self.adapter.apply(self.model)
+        names = trained_names(self.model)
+        self.frozen = {name: value for name, value in self.model.state_dict().items() if name not in names}
 
-    def weights(self) -> dict[str, dict[str, torch.Tensor]]:
-        """``model`` (or ``adapter``: all but the frozen parameters) and ``objective``, for a checkpoint."""
-        objective = self.objective.state_dict()
-        if self.adapters is None:
-            return {"model": self.model.state_dict(), "objective": objective}
-        return {"adapter": unfrozen(self.model), "objective": objective}
+    def weights(self, get: Callable[[nn.Module], State]) -> dict[str, State]:
+        """``model`` (or ``adapter``: what is trained of it) and ``objective``, for a checkpoint.
 
-    def restore(self, weights: Mapping[str, Any], path: Path) -> None:
-        """Put back what `weights` gave. Raises FormatError that names the file."""
-        if self.adapters is None:
-            put(self.model, weights["model"], path)
-        else:
-            put(self.model, weights["adapter"], path, frozen=True)
-        put(self.objective, weights["objective"], path)
+        ``get`` gives the state of a module, as `Strategy.weights` does.
+        """
+        model, objective = get(self.model), get(self.objective)
+        if self.adapter is None:
+            return {"model": model, "objective": objective}
+        names = trained_names(self.model)
+        return {"adapter": {name: value for name, value in model.items() if name in names}, "objective": objective}
+
+    def restore(self, weights: Mapping[str, Any], path: Path, put: Callable[[nn.Module, State], Any]) -> None:
+        """Put back what `weights` gave, with a function such as `Strategy.load_weights`.
+
+        Raises FormatError that names the file.
+        """
+        model = weights["model"] if self.adapter is None else {**self.frozen, **weights["adapter"]}
+        for module, state in ((self.model, model), (self.objective, weights["objective"])):
+            fitting(put, module, state, path)
 
     def parameters_by_kind(self) -> dict[str, int]:
         """How many: ``model``, ``objective``, ``total``, ``trainable``, ``adapter``, ``frozen``; shared ones once."""
         sizes = {name: sum(p.numel() for p in getattr(self, name).parameters()) for name in ("model", "objective")}
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.parameters())
-        adapter = 0 if self.adapters is None else self.adapters.count_parameters(self.model)["adapter"]
+        adapter = 0 if self.adapter is None else sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         return {**sizes, "total": total, "trainable": trainable, "adapter": adapter, "frozen": total - trainable}
 
     def forward(self, batch: Batch) -> Loss:
@@ -69,13 +79,45 @@ class Learner(nn.Module):
         return loss
 
 
-def make_learner(model: Any, objective: Any, vocabulary: Vocabulary, columns: Sequence[str]) -> Learner:
-    """Build both parts from their settings."""
-    made = build("model", model, vocabulary_size=len(vocabulary), columns=list(columns))
-    asked = build("objective", objective, width=made.config.hidden_size)
-    if hasattr(asked, "set_vocabulary"):
-        asked.set_vocabulary(vocabulary)
-    return Learner(made, asked)
+def make_learner(
+    model: Any, objective: Any, vocabulary: Vocabulary, columns: Sequence[str], question: Question | None = None
+) -> Learner:
+    """Build both parts from their settings. Raises ConfigError for a model without what the objective needs."""
+    network = make_model(model, vocabulary, columns)
+    check_provided(model.name, network, objective.name)
+    return Learner(network, make_objective(objective, network, vocabulary, question))
+
+
+def make_model(settings: Any, vocabulary: Vocabulary, columns: Sequence[str]) -> Any:
+    """The network alone."""
+    return build("model", settings, vocabulary_size=len(vocabulary), columns=list(columns))
+
+
+def make_objective(settings: Any, model: Any, vocabulary: Vocabulary, question: Question | None) -> Any:
+    """The objective with its head."""
+    return build("objective", settings, width=model.width, vocabulary=vocabulary, question=question)
+
+
+def check_provided(name: str, model: Any, objective: str) -> None:
+    """Raise ConfigError when an objective needs of a model what this one, ``name``, does not provide."""
+    for need in registry().get("objective", objective).needs:
+        if need not in model.provides:
+            others = ", ".join(model.provides) or "nothing of the kind"
+            raise ConfigError(
+                f"objective {objective} needs a {need} model ({PROVISIONS.get(need, need)}); {name} provides {others}. "
+                "Choose another model or objective"
+            )
+
+
+def is_causal(model: Any) -> bool:
+    """Whether a token's state depends on what comes before it alone."""
+    return "causal" in model.provides
+
+
+def blocks(model: Any) -> list[nn.Module]:
+    """Modules of the classes that a model names in ``_no_split_modules``, as those of transformers do, in order."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def open_run(path: Path | str) -> tuple[Run, dict[str, Any]]:
@@ -84,56 +126,54 @@ def open_run(path: Path | str) -> tuple[Run, dict[str, Any]]:
     return run, checkpoint.read(run.path / "checkpoints" / "best_model.pt")
 
 
-def start_from(learner: Learner, content: dict[str, Any], path: Path) -> None:
-    """Give the model the weights of a run's checkpoint; the objective keeps its fresh head."""
-    put(learner.model, content["model"], path)
-
-
-def unfrozen(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The state of a module without its frozen parameters."""
-    frozen = {name for name, weight in module.named_parameters(remove_duplicate=False) if not weight.requires_grad}
-    return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
-
-
-def put(module: nn.Module, state: dict[str, torch.Tensor], path: Path, frozen: bool = False) -> None:
-    """Load all weights, no more and no fewer; with ``frozen`` those that are stay as they are.
-
-    Raises FormatError that names the run.
-    """
-    if frozen:
-        kept = module.state_dict()
-        state = {**{name: kept[name] for name in kept.keys() - unfrozen(module).keys()}, **state}
-    try:
-        module.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise FormatError(f"the weights in {path} do not fit the model: {' '.join(lines[1:2])}") from error
+def model_of(run: Run, content: Mapping[str, Any]) -> Any:
+    """The model of a run with its best weights, on the CPU."""
+    settings: dict[str, Any] = dict(run.settings)
+    model = make_model(from_plain("model", settings["model"]), run.vocabulary, content["model_configs"]["columns"])
+    put(model, content["model"], run.path)
+    return model
 
 
 def load_run(path: Path | str, device: torch.device) -> tuple[Run, Learner]:
     """A finished run with its best weights, on a device, ready to predict."""
     run, content = open_run(path)
     settings: dict[str, Any] = dict(run.settings)
-    model, objective = (from_plain(kind, settings[kind]) for kind in ("model", "objective"))
-    learner = make_learner(model, objective, run.vocabulary, content["model_configs"]["columns"])
-    put(learner.model, content["model"], run.path)
-    put(learner.objective, content["objective"], run.path)
-    return run, learner.to(device).eval()
+    model = model_of(run, content)
+    objective = make_objective(from_plain("objective", settings["objective"]), model, run.vocabulary, run.question)
+    put(objective, content["objective"], run.path)
+    return run, Learner(model, objective).to(device).eval()
+
+
+def trained_names(module: nn.Module) -> set[str]:
+    """Names in the module's state of all that is not frozen: parameters that are trained, and buffers."""
+    frozen = {name for name, weight in module.named_parameters(remove_duplicate=False) if not weight.requires_grad}
+    return module.state_dict().keys() - frozen
+
+
+def load_state(module: nn.Module, state: State) -> None:
+    """All weights, no more and no fewer, into a module on one device."""
+    module.load_state_dict(state, strict=True)
+
+
+def put(module: nn.Module, state: State, path: Path) -> None:
+    """Load all weights, no more and no fewer. Raises FormatError that names the run."""
+    fitting(load_state, module, state, path)
+
+
+def fitting(function: Callable[[nn.Module, State], Any], module: nn.Module, state: State, path: Path) -> None:
+    """Call a function that loads weights. Raises FormatError where torch finds that they do not fit."""
+    try:
+        function(module, state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise FormatError(f"the weights in {path} do not fit the model: {' '.join(lines[1:2])}") from error
 
 
 def context_length(wanted: int | None, model: Any) -> int:
     """Positions in a row. Raises ConfigError when the model has fewer, or does not say and none are given."""
-    limit: Any = getattr(model.config, "max_position_embeddings", None)
+    limit: int | None = model.max_positions
     if wanted is None and limit is None:
-        raise ConfigError("the model does not say how many positions it has; give train.context_length")
+        raise ConfigError("the model has no limit of positions; give train.context_length")
     if wanted is not None and limit is not None and wanted > limit:
         raise ConfigError(f"train.context_length is {wanted}, and the model has {limit} positions; change one of them")
-    return int(limit) if wanted is None else wanted
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context for a forward pass. Raises ConfigError for an unknown precision."""
-    if precision not in ("auto", "fp32", "bf16"):
-        raise ConfigError(f"train.precision is {precision!r}; it must be auto, fp32 or bf16")
-    on = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
+    return int(limit if wanted is None else wanted)  # type: ignore[arg-type]

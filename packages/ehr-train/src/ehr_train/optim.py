@@ -43,15 +43,3 @@ def learning_rate(settings: TrainConfig, step: int, total: int) -> float:
     progress = min((step - warmup) / max(total - warmup, 1), 1.0)
     low = settings.learning_rate * settings.min_learning_rate_ratio
     return low + (settings.learning_rate - low) * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-@torch.no_grad()
-def scale_and_clip(optimizer: torch.optim.Optimizer, scale: torch.Tensor, clip: float) -> torch.Tensor:
-    """Multiply all gradients by ``scale``, then clip their norm. Returns the norm before clipping, on the device."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])) * scale
-    factor = scale
-    if clip:
-        factor = scale * torch.clamp(clip / (norm + 1e-6), max=1.0)
-    torch._foreach_mul_(gradients, factor)
-    return norm

@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 
 from ehr_core import Component, hookimpl
+from ehr_core.outcomes import BINARY, KINDS
 
 from ehr_train.runner.settings import RunnerConfig
 from ehr_train.settings import (
     DdpConfig,
     DirectConfig,
     FinetunedConfig,
+    Fsdp2Config,
     JsonlConfig,
     SingleConfig,
     TensorBoardConfig,
@@ -18,10 +20,22 @@ from ehr_train.settings import (
 @hookimpl
 def ehr_strategies() -> Iterator[Component]:
     yield Component(
-        name="single", target="ehr_train.strategies:Single", config=SingleConfig, summary="One process, one device"
+        name="single",
+        target="ehr_train.strategies.local:Single",
+        config=SingleConfig,
+        summary="One process, one device",
     )
     yield Component(
-        name="ddp", target="ehr_train.strategies:Ddp", config=DdpConfig, summary="A copy of the model in every process"
+        name="ddp",
+        target="ehr_train.strategies.local:Ddp",
+        config=DdpConfig,
+        summary="A copy of the model in every process",
+    )
+    yield Component(
+        name="fsdp2",
+        target="ehr_train.strategies.fsdp:Fsdp2",
+        config=Fsdp2Config,
+        summary="The model divided among all processes",
     )
 
 
@@ -45,12 +59,14 @@ def ehr_predictors() -> Iterator[Component]:
         target="ehr_train.predictors.direct:Direct",
         config=DirectConfig,
         summary="Next-token probability of the outcome's codes",
+        outcomes=(BINARY,),
     )
     yield Component(
         name="finetuned",
         target="ehr_train.predictors.finetuned:Finetuned",
         config=FinetunedConfig,
         summary="The run's model trained further on the task's labels",
+        outcomes=KINDS,
     )
 
 

@@ -1,4 +1,4 @@
-"""The documents of a run folder: what was asked for, on what, with which code, and what came out."""
+"""The documents of a run folder: settings, data, code, and what came out."""
 
 import importlib
 import importlib.metadata
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ehr_core.config import to_plain
 from ehr_core.formats import run as run_format
-from ehr_core.formats.folder import Manifest, write_json, write_manifest
+from ehr_core.formats.folder import Manifest, write_json, write_manifest, write_text
 from ehr_core.formats.tokens import PREFIX, TOKENIZER
 from ehr_core.formats.vocabulary import FILE as VOCABULARY
 from ehr_core.plugins import registry
@@ -22,19 +23,22 @@ from transformers.utils import logging
 
 from ehr_train import checkpoint
 from ehr_train.__about__ import __version__
-from ehr_train.job import TrainJob, adapter_folder
-from ehr_train.trainer import State, Trainer
+from ehr_train.job import TrainJob, adapter_of
+from ehr_train.learner import Learner, load_state
+from ehr_train.saving import State
+from ehr_train.trainer import Trainer
 
 
 def begin(folder: Path, job: TrainJob, store: Path) -> None:
     """Write what is known before the first step: settings, environment, source, the tokenizer."""
     plain = job.to_plain()
+    whole = plain.pop("config") or plain
     write_json(folder / "hyperparameters.json", plain)
     (folder / ".hydra").mkdir(exist_ok=True)
-    (folder / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)))
+    write_text(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(whole)))
     installed = {f"{d.name}=={d.version}" for d in importlib.metadata.distributions() if d.name}
     lines = [f"# Python {platform.python_version()}, {platform.platform()}", *sorted(installed, key=str.lower)]
-    (folder / "environment.txt").write_text("\n".join(lines) + "\n")
+    write_text(folder / "environment.txt", "\n".join(lines) + "\n")
     (folder / "tokenizer").mkdir(exist_ok=True)
     for name in (VOCABULARY, PREFIX, TOKENIZER):
         if (store / name).is_file():
@@ -60,18 +64,24 @@ def snapshot(folder: Path, modules: Sequence[str]) -> None:
             shutil.copyfile(path, target)
 
 
-def finish(folder: Path, job: TrainJob, trainer: Trainer, inputs: dict[str, str], content: dict[str, Any]) -> None:
-    """Write the best model, the figures and the manifest. Doing it twice gives the same."""
+def finish(
+    folder: Path, job: TrainJob, learner: Learner, trainer: Trainer, inputs: dict[str, str], content: dict[str, Any]
+) -> None:
+    """Write the best model, the figures and the manifest. Doing it twice gives the same.
+
+    ``learner`` is a fresh one on one device; it takes the best weights.
+    """
     for leftover in folder.glob("adapter.partial-*"):
         shutil.rmtree(leftover)
     path = folder / "checkpoints" / "best_model.pt"
     best = checkpoint.read(path)
-    learner = trainer.learner
-    learner.restore(best, path)
-    if learner.adapters is not None:
+    if learner.adapter is not None and "model" in best:  # merged by an earlier attempt to finish
+        best = {name: value for name, value in best.items() if name != "model"}
+    learner.restore(best, path, load_state)
+    if learner.adapter is not None:
         shutil.rmtree(folder / "adapter", ignore_errors=True)
-        learner.adapters.save(learner.model, folder / "adapter", learner.objective)
-        learner.model = learner.adapters.merge(learner.model)
+        learner.adapter.save(learner.model, folder / "adapter", learner.objective)
+        learner.model = learner.adapter.merge(learner.model)
         checkpoint.write(path, best | {"model": learner.model.state_dict()})
     bars: Any = logging
     bars.disable_progress_bar()  # one bar a file would stand between the lines of ours
@@ -79,22 +89,22 @@ def finish(folder: Path, job: TrainJob, trainer: Trainer, inputs: dict[str, str]
     bars.enable_progress_bar()
     if learner.objective.state_dict():
         save_model(learner.objective, str(folder / "objective.safetensors"))
-    for leftover in [*(folder / "checkpoints").glob(".*.partial"), *(folder / "logs").glob("error_rank_*.txt")]:
+    for leftover in [*folder.glob("*/.*.partial-*"), *(folder / "logs").glob("error_rank_*.txt")]:
         leftover.unlink()
     state = trainer.state
     write_json(folder / "logs" / "metrics_history.json", state.history)
     write_json(folder / "metadata.json", metadata(trainer))
     summary = summarize(state, trainer)
     write_json(folder / "summary.json", summary)
-    (folder / "SUMMARY.txt").write_text(describe(summary, job, trainer))
+    write_text(folder / "SUMMARY.txt", describe(summary, job, trainer))
     plot_losses(folder / "plots" / "loss.png", state)
-    settings = job.to_plain()
-    kept = {name: settings[name] for name in ("model", "objective", "strategy", "train", "trackers", "seed")}
-    if settings["adapter"] is not None:
-        kept["adapter"] = "adapter" if adapter_folder(job.adapter) else settings["adapter"]
+    plain = job.to_plain()
+    settings = {name: plain[name] for name in ("model", "objective", "strategy", "train", "seed")}
+    if job.adapter is not None:
+        settings["adapter"] = to_plain(adapter_of(job.adapter)[0])
     parts = [registry().version(kind, getattr(job, kind).name) for kind in ("model", "objective", "strategy")]
     made_by = sorted({f"ehr-train=={__version__}", *parts})
-    settings = {**kept, "world_size": trainer.share.world_size}
+    settings["world_size"] = trainer.share.world_size
     write_manifest(folder, Manifest(run_format.FORMAT, run_format.VERSION, made_by, settings, inputs, content))
 
 

@@ -55,7 +55,7 @@ class SingleConfig:
 
     name: str = "single"
     device: str = "auto"
-    """auto (a GPU when there is one), cpu or cuda."""
+    """auto (a GPU when there is one), cpu, cuda or cuda:N."""
 
 
 @dataclass
@@ -67,6 +67,17 @@ class DdpConfig:
     """auto (a GPU when there is one), cpu or cuda."""
     find_unused_parameters: bool = False
     """Allow parameters that get no gradient in a step. Costs a walk over the graph and a reduction a micro-batch."""
+
+
+@dataclass
+class Fsdp2Config:
+    """Parameters, gradients and optimizer state divided among all processes; alone it is the same as single."""
+
+    name: str = "fsdp2"
+    device: str = "auto"
+    """auto (a GPU when there is one), cpu or cuda."""
+    reshard_after_forward: bool = True
+    """Let go of a block's parameters between its forward and its backward pass: less memory, more traffic."""
 
 
 @dataclass
@@ -99,15 +110,12 @@ class FinetunedConfig:
     """The run's model trained further on the task's train labels, with early stopping on the tuning labels."""
 
     name: str = "finetuned"
-    objective: str = "classification"
-    """Labelled objective to train with."""
-    pooling: str | None = None
-    """How a sample's states become one: ``last``, ``cls``, ``mean`` or ``attention``. None: as the objective has it."""
-    dropout: float | None = None
-    """Dropout before the head, in training only. None: as the objective has it."""
+    objective: Any = None
+    """Objective to train with: its name, or a mapping such as ``{name: survival, num_bins: 4}``. None: the one for the
+    labels' kind: classification, multiclass, multilabel, regression or survival."""
     adapter: Any = None
-    """Train an adapter on the frozen model: ``lora``, ``lora_all``, ``dora``, ``rslora``, ``{name: lora, rank: 4}``, or
-    a folder with an adapter. None: train all of the model."""
+    """Train an adapter on the frozen model: its name, a mapping such as ``{name: lora, rank: 4}``, or a folder with an
+    adapter. None: train all of the model."""
     learning_rate: float = 6e-4
     max_epochs: int = 2
     max_steps: int | None = None
@@ -118,6 +126,6 @@ class FinetunedConfig:
     """Rows a process works on at once."""
     weight_decay: float = 0.1
     min_labels: int = 20
-    """Fewer train labels than this, or fewer than two of a class, are not enough to learn from."""
+    """Fewer train labels than this, or fewer than two of a class or of those with an event, are not enough."""
     device: str = "auto"
-    """auto (a GPU when there is one), cpu or cuda."""
+    """auto (a GPU when there is one), cpu or cuda; where it predicts, and trains unless a strategy is given."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from ehr_core.formats.folder import write_text
+
 from ehr_train.settings import JsonlConfig, TensorBoardConfig
 
 
@@ -15,13 +17,13 @@ class Jsonl:
     def __init__(self, settings: JsonlConfig):
         self._file: TextIO | None = None
 
-    def start(self, folder: Path, settings: Mapping[str, Any], step: int) -> None:
+    def start(self, folder: Path, settings: Mapping[str, Any], step: int, stage: str) -> None:
         """Open, and drop what an earlier life logged at ``step`` and later, or did not finish writing."""
         path = folder / "logs" / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-        path.write_text("".join(kept))
+        write_text(path, "".join(kept))
         self._file = path.open("a")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -30,6 +32,9 @@ class Jsonl:
         plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **plain}) + "\n")
         self._file.flush()
+
+    def artifact(self, path: Path, name: str) -> None:
+        """Keeps none."""
 
     def finish(self, status: str) -> None:
         """Close the file."""
@@ -44,7 +49,7 @@ class TensorBoard:
     def __init__(self, settings: TensorBoardConfig):
         self._writer: Any = None
 
-    def start(self, folder: Path, settings: Mapping[str, Any], step: int) -> None:
+    def start(self, folder: Path, settings: Mapping[str, Any], step: int, stage: str) -> None:
         """Open; readers of the files forget what an earlier life logged at ``step`` and later."""
         from torch.utils.tensorboard import SummaryWriter
 
@@ -60,6 +65,15 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
+
+    def artifact(self, path: Path, name: str) -> None:
+        """A picture (PNG) is shown, a text is shown as it is, and other files are not kept."""
+        if path.suffix == ".png":
+            from matplotlib.image import imread
+
+            self._writer.add_image(name, imread(path)[..., :3], dataformats="HWC")
+        elif path.suffix in (".txt", ".md", ".json"):
+            self._writer.add_text(name, f"```\n{path.read_text()}\n```")
 
     def finish(self, status: str) -> None:
         """Close the writer."""

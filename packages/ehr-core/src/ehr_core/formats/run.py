@@ -9,13 +9,21 @@ RUN/logs/metrics_history.json, hyperparameters.json, metadata.json, summary.json
 RUN/plots/  RUN/source/  RUN/environment.txt  RUN/.hydra/  and one folder a tracker
 """
 
+import contextlib
+import os
+import shutil
 from pathlib import Path
 
 from ehr_core.errors import FormatError
-from ehr_core.formats.folder import Manifest, read_json, read_manifest
+from ehr_core.formats.folder import MANIFEST, Manifest, digest_of, read_json, read_manifest
 from ehr_core.formats.vocabulary import Vocabulary
+from ehr_core.outcomes import Question
 
 FORMAT, VERSION = "run", 1
+DECIDING = ("model/", "tokenizer/", "objective.safetensors")
+"""What decides the answers of a run: weights, shape and tokenizer, not how long training took or who watched."""
+NEEDED = (MANIFEST, "tokenizer", "model", "objective.safetensors", "checkpoints/best_model.pt")
+"""What predicting with a run needs of its folder."""
 
 
 class Run:
@@ -47,10 +55,57 @@ class Run:
         found = read_json(self.path / "logs" / "metrics_history.json")
         return list(found)
 
-    def check_vocabulary(self, other: Vocabulary, where: Path) -> None:
-        """Refuse tokens made with another vocabulary than the run's."""
+    @property
+    def question(self) -> Question | None:
+        """What the labels that it was trained on ask; None for a run without labels."""
+        found = self.manifest.content.get("question")
+        return Question(found["kind"], tuple(found["names"])) if found else None
+
+    @property
+    def context_length(self) -> int:
+        """Positions of a window in training."""
+        return int(self.manifest.content["context_length"])
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what decides the run's answers (`DECIDING`)."""
+        return digest_of({n: d for n, d in self.manifest.files.items() if n.startswith(DECIDING)})
+
+    def copy_needed(self, folder: Path) -> Path:
+        """Make ``folder``, which does not exist yet, a run folder with all that predicting needs and no more.
+
+        Files are hard links where the file system allows it: files of a run never change.
+        """
+        for name in NEEDED:
+            source, target = self.path / name, folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, copy_function=link)
+            elif source.exists():
+                link(source, target)
+        return folder
+
+    def check_vocabulary(self, other: Vocabulary, where: Path, grown: bool = False) -> None:
+        """Refuse tokens made with another vocabulary than the run's; with ``grown`` one may follow it with more."""
+        if grown and is_grown(self.vocabulary, other):
+            return
         if other.digest != self.vocabulary.digest:
             raise FormatError(
                 f"{where} was tokenized with vocabulary {other.digest[:12]}, but {self.path} was trained with "
                 f"{self.vocabulary.digest[:12]}; tokenize with fitted={self.tokenizer}"
             )
+
+
+def is_grown(old: Vocabulary, new: Vocabulary) -> bool:
+    """Whether a vocabulary begins with all tokens of another, in order: whatever knows the old ids knows them still."""
+    return len(new) >= len(old) and all(
+        (one.token, one.kind) == (other.token, other.kind) for one, other in zip(old.tokens, new.tokens, strict=False)
+    )
+
+
+def link(source: str | Path, target: str | Path) -> None:
+    """A second name for a file, or a copy where there can be none."""
+    with contextlib.suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copyfile(source, target)

@@ -15,37 +15,58 @@ lower_i >= h, and uniform in between. With p(. | i) the distribution after one i
 
 This is one look ahead: what follows a second interval, or an unrelated token, is not counted on either side. Every term
 is exact; nothing is sampled. It costs one more forward pass for each interval token with f_i > 0.
+
+Fitting is no training: the question is put into the run's token ids (``question.json``), and what predicting needs of
+the run is kept beside it (``run/``).
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from ehr_core.batch import Batch
-from ehr_core.errors import NotApplicable
-from ehr_core.formats.folder import read_json
+from ehr_core.errors import ConfigError, FormatError, NotApplicable
+from ehr_core.formats.folder import read_json, write_json
+from ehr_core.formats.labels import read_labels
 from ehr_core.formats.run import Run
 from ehr_core.formats.tokens import TOKENIZER
 from ehr_core.formats.vocabulary import Vocabulary
-from ehr_core.protocols import Outcome, PredictionJob
+from ehr_core.outcomes import BINARY
+from ehr_core.protocols import FitJob, OutcomeCodes, PredictJob
 
-from ehr_train.data import Samples
-from ehr_train.learner import Learner, autocast, load_run
-from ehr_train.predictors.samples import open_store, predict_splits, score
+from ehr_train.devices import autocast, choose_device
+from ehr_train.learner import Learner, is_causal, load_run
+from ehr_train.loader.samples import Samples
+from ehr_train.predictors.applying import RUN, fitted_run, predict_splits, score
 from ehr_train.settings import DirectConfig
-from ehr_train.strategies import choose_device
 
 NOT_CODES = ("special", "quantile", "interval", "static", "age")
+FILE = "question.json"
 
 
 @dataclass(frozen=True)
-class Question:
+class TokenQuestion:
     """An outcome in token ids."""
 
     positive: list[int]
     negative: list[int]
     within: dict[int, float]
     """Interval tokens to the share of their span that is within the horizon; empty without one."""
+
+    def save(self, folder: Path) -> None:
+        """Write ``question.json``."""
+        write_json(folder / FILE, asdict(self) | {"within": {str(k): share for k, share in self.within.items()}})
+
+    @classmethod
+    def load(cls, folder: Path) -> "TokenQuestion":
+        """Read what `save` wrote. Raises FormatError."""
+        found = read_json(folder / FILE)
+        try:
+            within = {int(token): float(share) for token, share in found["within"].items()}
+            return cls([int(t) for t in found["positive"]], [int(t) for t in found["negative"]], within)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(f"{folder / FILE} is not an outcome in token ids; fit anew") from error
 
 
 class Direct:
@@ -55,24 +76,38 @@ class Direct:
 
     def __init__(self, settings: DirectConfig):
         self.settings = settings
+        choose_device(settings.device)
+        if settings.batch_size < 1:
+            raise ConfigError(f"predictors.direct.batch_size is {settings.batch_size}; it must be at least 1")
 
-    def predict(self, job: PredictionJob) -> None:
+    def fit(self, job: FitJob) -> None:
         """Raises NotApplicable for labels without a known outcome, and for one that the vocabulary cannot say."""
-        store = open_store(job)
-        device = choose_device(self.settings.device)
-        assert job.run is not None
-        run, learner = load_run(job.run, device)
-        if learner.objective.labelled or not learner.model.causal:
+        if job.run is None:
+            raise ConfigError("direct predicts with a trained run; give run=RUN")
+        question = read_labels(job.labels).question if job.labels.is_dir() else None
+        if question is not None and question.kind != BINARY:
+            raise NotApplicable(f"direct answers binary questions, and these labels are of kind {question.kind}")
+        run, learner = load_run(job.run, torch.device("cpu"))
+        if run.question is not None or not is_causal(learner.model):
             raise NotApplicable(f"{run.path.name} was not trained to predict the next token, so there is none to read")
-        question = ask(job.outcome, run)
+        resolve(job.codes, run).save(job.output)
+        run.copy_needed(job.output / RUN)
+
+    def predict(self, job: PredictJob) -> dict[str, np.ndarray]:
+        """Probabilities of each split."""
+        question, device = TokenQuestion.load(job.fitted), choose_device(self.settings.device)
+        run, learner = load_run(fitted_run(job.fitted).path, device)
 
         def scorer(samples: Samples) -> np.ndarray:
             return self._score(samples, learner, question, device)
 
-        reserve = 1 if any(question.within.values()) else 0
-        predict_splits(job, store, int(run.manifest.content["context_length"]), scorer, reserve)
+        return dict(predict_splits(job, run, scorer, 0, reserve=1 if any(question.within.values()) else 0))
 
-    def _score(self, samples: Samples, learner: Learner, question: Question, device: torch.device) -> np.ndarray:
+    def tokenizer(self, fitted: Path) -> Path | None:
+        """The run's."""
+        return fitted_run(fitted).tokenizer
+
+    def _score(self, samples: Samples, learner: Learner, question: TokenQuestion, device: torch.device) -> np.ndarray:
         groups = [question.positive, question.negative, *([token] for token in question.within)]
 
         def masses(tail: int | None, wanted: list[list[int]]) -> np.ndarray:
@@ -91,7 +126,7 @@ class Direct:
         both = positive + negative
         # The model may rule out both; nothing is known then.
         answer: np.ndarray = np.divide(positive, both, out=np.full_like(both, 0.5), where=both > 0)
-        return answer
+        return np.clip(answer, 0.0, 1.0)
 
 
 def group_masses(learner: Learner, batch: Batch, groups: list[list[int]]) -> torch.Tensor:
@@ -103,7 +138,7 @@ def group_masses(learner: Learner, batch: Batch, groups: list[list[int]]) -> tor
     return torch.stack([probability[:, group].sum(-1) for group in groups], dim=-1)
 
 
-def ask(outcome: Outcome | None, run: Run) -> Question:
+def resolve(outcome: OutcomeCodes | None, run: Run) -> TokenQuestion:
     """The outcome in the run's tokens. Raises NotApplicable with what was looked for and is not there."""
     if outcome is None:
         raise NotApplicable("these labels name no task whose codes could be read off; use finetuned")
@@ -119,7 +154,7 @@ def ask(outcome: Outcome | None, run: Run) -> Question:
     for ids, codes, side in ((positive, outcome.positive, "positive"), (negative, outcome.negative, "negative")):
         if not ids and not (side == "negative" and within):
             raise NotApplicable(f"no token stands for a {side} code ({', '.join(codes) or 'none given'})")
-    return Question(positive, [token for token in negative if token not in positive], within)
+    return TokenQuestion(positive, [token for token in negative if token not in positive], within)
 
 
 def tokens_of(vocabulary: Vocabulary, prefixes: tuple[str, ...]) -> list[int]:

@@ -1,80 +1,98 @@
 """``finetuned``: the run's model, trained further on the labels of the train split, with a head for the question.
 
 The same trainer as for pretraining makes ``run`` in the job's work folder, where a killed one continues: packed
-samples, plain binary cross-entropy, early stopping on the tuning labels. The best weights predict, and the run is kept
-in the output.
+samples, the loss of the labels' kind, early stopping on the tuning labels. What is fitted is that run, whole.
 """
 
+import dataclasses
 import shutil
-from dataclasses import fields
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ehr_core.config import from_plain
+from ehr_core.config import component_settings, from_plain
 from ehr_core.errors import ConfigError, NotApplicable
-from ehr_core.formats.run import Run
-from ehr_core.formats.tables import label_splits, read_labels
-from ehr_core.plugins import registry
-from ehr_core.protocols import PredictionJob
+from ehr_core.formats.labels import Labels
+from ehr_core.formats.run import Run, link
+from ehr_core.formats.tokens import TokenStore
+from ehr_core.outcomes import BINARY, MULTICLASS, MULTILABEL, REGRESSION, SURVIVAL
+from ehr_core.protocols import FitJob, PredictJob
 
-from ehr_train.data import Samples
-from ehr_train.job import TrainJob
+from ehr_train.devices import autocast, choose_device
+from ehr_train.job import TrainJob, adapter_folder, adapter_of
 from ehr_train.launch import is_made, train
-from ehr_train.learner import autocast, load_run
-from ehr_train.predictors.samples import open_store, predict_splits, score
+from ehr_train.learner import is_causal, load_run
+from ehr_train.loader.samples import Samples, open_labels
+from ehr_train.predictors.applying import RUN, fitted_run, predict_splits, score
+from ehr_train.prepare import check_kind
 from ehr_train.settings import DdpConfig, FinetunedConfig, TrainConfig
-from ehr_train.strategies import choose_device
+
+OBJECTIVES = {
+    BINARY: "classification",
+    MULTICLASS: "multiclass",
+    MULTILABEL: "multilabel",
+    REGRESSION: "regression",
+    SURVIVAL: "survival",
+}
+"""Kind of outcome to the objective that learns it, unless another is asked for."""
 
 
 class Finetuned:
-    """See the module."""
+    """See the module. Raises ConfigError for an objective or an adapter that does not exist."""
 
     needs_run = True
 
     def __init__(self, settings: FinetunedConfig):
         self.settings = settings
+        choose_device(settings.device)
+        if settings.objective is not None:
+            component_settings("objective", settings.objective)
+        if settings.adapter is not None and adapter_folder(settings.adapter) is None:
+            adapter_of(settings.adapter)
+        for name in ("batch_size", "max_epochs", "patience", "min_labels"):
+            if getattr(settings, name) < 1:
+                raise ConfigError(f"predictors.finetuned.{name} is {getattr(settings, name)}; it must be at least 1")
 
-    def predict(self, job: PredictionJob) -> None:
+    def fit(self, job: FitJob) -> None:
         """Raises NotApplicable when the train labels are too few or of one class."""
-        store = open_store(job)
-        check_labels(job.labels, self.settings.min_labels)
-        output = Path(job.work) / "run"
-        training = self.training(job, output)
+        if job.run is None or job.store is None:
+            raise ConfigError("finetuned trains a run's model; give run=RUN and the dataset tokenized for it")
+        labels = open_labels(job.labels, TokenStore(job.store))
+        check_labels(labels, self.settings.min_labels)
+        if "tuning" not in labels.splits or not len(labels.tables["tuning"]):
+            print(f"{labels.name}: no tuning labels, so training does not stop early", file=sys.stderr)
+        output = Path(job.work) / RUN
+        training = self.training(job, labels, output)
         if not is_made(training, job.world_size):
             shutil.rmtree(output, ignore_errors=True)  # a run for other labels, say
             train(training, job.world_size)
-        shutil.copytree(output, Path(job.output) / "run", dirs_exist_ok=True)
-        device = choose_device(self.settings.device)
-        run, learner = load_run(output, device)
+        shutil.copytree(output, Path(job.output) / RUN, copy_function=link)
 
-        def scorer(samples: Samples) -> np.ndarray:
-            with autocast("auto", device):
-                return score(
-                    samples.evaluation(),
-                    self.settings.batch_size,
-                    device,
-                    lambda batch: learner.objective.predict(learner.model, batch),
-                )
-
-        context = int(run.manifest.content["context_length"])
-        predict_splits(job, store, context, scorer, share=bool(learner.model.causal))
-
-    def training(self, job: PredictionJob, output: Path) -> TrainJob:
+    def training(self, job: FitJob, labels: Labels, output: Path) -> TrainJob:
         """The job that fine-tunes."""
         settings = self.settings
         begin = Run(job.run or "")
-        found: dict[str, Any] = dict(begin.settings)
+        model: Any = begin.settings["model"]
+        question = labels.asked()
+        objective = component_settings("objective", settings.objective or OBJECTIVES[question.kind])
+        check_kind(objective.name, question)
+        # The output layer of a model that does not tie it gets no gradient here.
+        strategy = DdpConfig(device=settings.device, find_unused_parameters=True)
+        if job.strategy is not None:
+            strategy = job.strategy
+            if isinstance(strategy, DdpConfig):
+                strategy = dataclasses.replace(strategy, find_unused_parameters=True)
         return TrainJob(
             store=str(job.store),
             output=str(output),
-            model=from_plain("model", found["model"]),
-            objective=self.objective(),
-            # The output layer of a model that does not tie it gets no gradient here.
-            strategy=DdpConfig(device=settings.device, find_unused_parameters=True),
+            model=from_plain("model", model),
+            objective=objective,
+            strategy=strategy,
+            trackers=dict(job.trackers),
             train=TrainConfig(
                 name="finetune",
-                context_length=int(begin.manifest.content["context_length"]),
+                context_length=begin.context_length,
                 batch_size=settings.batch_size,
                 learning_rate=settings.learning_rate,
                 weight_decay=settings.weight_decay,
@@ -87,28 +105,51 @@ class Finetuned:
             labels=str(job.labels),
             start=str(job.run),
             adapter=settings.adapter,
+            stage=job.stage or f"finetuned/{labels.name}",
         )
 
-    def objective(self) -> Any:
-        """Settings of the objective. Raises ConfigError when it has no such setting."""
-        name = self.settings.objective
-        config = registry().get("objective", name).config
-        assert config is not None, f"objective {name} has no settings"
-        given = {"pooling": self.settings.pooling, "dropout": self.settings.dropout}
-        given = {setting: value for setting, value in given.items() if value is not None}
-        for setting in given.keys() - {field.name for field in fields(config)}:
-            raise ConfigError(f"objective {name} has no {setting}; leave predictors.finetuned.{setting} out")
-        return config(**given)
+    def predict(self, job: PredictJob) -> dict[str, np.ndarray]:
+        """Predictions of each split, from the best weights."""
+        device = choose_device(self.settings.device)
+        run, learner = load_run(fitted_run(job.fitted).path, device)
+
+        def scorer(samples: Samples) -> np.ndarray:
+            with autocast("auto", device):
+                return score(
+                    samples.evaluation(),
+                    self.settings.batch_size,
+                    device,
+                    lambda batch: learner.objective.predict(learner.model, batch),
+                )
+
+        question = run.question
+        width = len(question.names) if question and question.kind in (MULTICLASS, MULTILABEL) else 0
+        return dict(predict_splits(job, run, scorer, width, share=is_causal(learner.model)))
+
+    def tokenizer(self, fitted: Path) -> Path | None:
+        """The run's."""
+        return fitted_run(fitted).tokenizer
 
 
-def check_labels(folder: Path, least: int) -> None:
-    """Raise NotApplicable unless there are enough train labels of both classes."""
-    if "train" not in label_splits(folder):
-        raise NotApplicable(f"{folder.name} has no labels of the train split, so there is nothing to fine-tune on")
-    values = read_labels(folder, "train")["boolean_value"].to_numpy(zero_copy_only=False)
-    fewest = min(int(values.sum()), int((~values).sum()))
-    if len(values) < least or fewest < 2:
-        raise NotApplicable(
-            f"{len(values)} train labels, {fewest} of the rarer class, are too few to fine-tune on; at least {least} "
-            "with 2 of each class are needed"
-        )
+def check_labels(labels: Labels, least: int) -> None:
+    """Raise NotApplicable unless there are enough train labels, with enough of what they tell apart."""
+    question = labels.asked()
+    if "train" not in labels.splits:
+        raise NotApplicable(f"{labels.name} has no labels of the train split, so there is nothing to fine-tune on")
+    values = labels.array("train")
+    if len(values) < least:
+        raise NotApplicable(f"{len(values)} train labels are too few to fine-tune on; at least {least} are needed")
+    if question.kind in (BINARY, MULTICLASS):
+        counts = np.unique(values, return_counts=True)[1]
+        rarer = 0 if len(counts) < 2 else int(np.sort(counts)[-2])
+        if rarer < 2:
+            raise NotApplicable(
+                f"of {len(values)} train labels all but {rarer} are of one class, so there is nothing to tell apart; "
+                "at least 2 of a second class are needed"
+            )
+    elif question.kind == SURVIVAL and values[:, 1].sum() < 2:
+        raise NotApplicable(f"{int(values[:, 1].sum())} train labels have an event; at least 2 are needed")
+    elif question.kind == MULTILABEL and not (np.nansum(values, 0) * np.nansum(1 - values, 0)).any():
+        raise NotApplicable("every label is the same in all train samples, so there is nothing to tell apart")
+    elif question.kind == REGRESSION and np.ptp(values) == 0:
+        raise NotApplicable("all train labels are the same number, so there is nothing to tell apart")

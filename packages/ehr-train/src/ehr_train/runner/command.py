@@ -7,8 +7,8 @@ from ehr_core.config import to_plain
 from ehr_core.formats.folder import read_json
 from omegaconf import OmegaConf
 
-from ehr_train.group import Group
 from ehr_train.launch import processes, serving
+from ehr_train.processes.group import Group
 from ehr_train.runner.output import assemble, default_output, earlier_output, table
 from ehr_train.runner.pipeline import Pipeline
 from ehr_train.runner.settings import RunnerConfig

@@ -1,33 +1,30 @@
-"""One process of several: ``python -m ehr_train.worker FOLDER``, started by `ehr_train.launch`.
+"""One process of several: ``python -m ehr_train.processes.worker FOLDER``, started by `ehr_train.processes.spawn`.
 
 It trains the job in FOLDER/job.json as the rank that its environment names, leaves an error as FOLDER/error_RANK.json,
 and ends when the process that started it does.
 """
 
 import os
+import signal
 import sys
-import threading
 import traceback
 from pathlib import Path
 
 from ehr_core.errors import EhrError
 from ehr_core.formats.folder import read_json, write_json
 
-
-def _end_with_parent() -> None:
-    while os.read(0, 1):
-        pass
-    os._exit(1)
+from ehr_train.processes.stops import Stopped, end_with_parent
 
 
 def main(folder: Path) -> int:
     """Exit status 0, or 1 after writing the error."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which sends SIGTERM
     rank = int(os.environ["RANK"])
     try:
-        from ehr_train.group import Group
         from ehr_train.job import TrainJob
         from ehr_train.launch import train_here
+        from ehr_train.processes.group import Group
 
         group = Group.join()
         train_here(TrainJob.from_plain(read_json(folder / "job.json")))
@@ -35,6 +32,7 @@ def main(folder: Path) -> int:
         return 0
     except EhrError as error:
         report = {"rank": rank, "kind": type(error).__name__, "message": str(error)}
+        report["stopped"] = isinstance(error, Stopped)
     except Exception as error:
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         report = {"rank": rank, "kind": "EhrError", "message": f"process {rank} failed: {reason}"}

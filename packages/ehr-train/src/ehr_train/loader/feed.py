@@ -2,7 +2,8 @@
 
 Global batch b of an epoch is rows ``b*G`` to ``(b+1)*G``; rank r of W takes every W-th of them from r on and works
 through them in micro-batches. So which rows make an optimizer step depends on the global batch size G only, and a place
-in the data is (epoch, batch). The last, incomplete global batch is dropped unless it is the only one.
+in the data is (epoch, batch), whatever the number of processes. The last, incomplete global batch is dropped unless it
+is the only one. Every rank has as many micro-batches: one without rows of its own borrows one and counts it zero times.
 """
 
 import queue
@@ -14,7 +15,9 @@ import numpy as np
 import torch
 from ehr_core.batch import Batch
 
-from ehr_train.data import Rows, Samples, Windows
+from ehr_train.loader.rows import Rows
+from ehr_train.loader.samples import Samples
+from ehr_train.loader.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,8 @@ class Step:
     last: bool
     """Whether the epoch ends with it."""
     micro: list[Batch]
-    weight: float
-    """1, or 0 on a rank without a row of its own, which then borrows one so that every rank takes part."""
+    weights: list[float]
+    """1 for each micro-batch, 0 for one that is there only so that every rank has as many."""
     tokens: int
     """Positions in use, over all ranks."""
 
@@ -60,13 +63,18 @@ def steps(data: Windows | Samples, share: Share, epoch: int, index: int) -> Iter
         tokens_R, total = rows.tokens_R, num_steps(rows, share)
         for number in range(index, total):
             everyone = np.arange(number * share.rows, min((number + 1) * share.rows, len(rows)))
-            mine = everyone[share.rank :: share.world_size]
-            weight = float(len(mine) > 0)
-            parts = mine if len(mine) else everyone[:1]
-            starts = range(0, len(parts), share.batch_size)
-            micro = [rows.batch(parts[start : start + share.batch_size]) for start in starts]
-            yield Step(epoch, number, number == total - 1, micro, weight, int(tokens_R[everyone].sum()))
+            parts = micro_batches(everyone, share)
+            micro = [rows.batch(part if len(part) else everyone[:1]) for part in parts]
+            weights = [float(len(part) > 0) for part in parts]
+            yield Step(epoch, number, number == total - 1, micro, weights, int(tokens_R[everyone].sum()))
         epoch, index = epoch + 1, 0
+
+
+def micro_batches(rows: np.ndarray, share: Share) -> list[np.ndarray]:
+    """This rank's part of some rows, divided into micro-batches; as many on every rank, so that some may be empty."""
+    mine = rows[share.rank :: share.world_size]
+    most = -(-len(rows) // share.world_size)
+    return [mine[start : start + share.batch_size] for start in range(0, most, share.batch_size)]
 
 
 class Feed:
@@ -112,4 +120,4 @@ def _pinned(step: Step) -> Step:
         columns = {name: value.pin_memory() for name, value in batch.columns.items()}
         return Batch(**fields, columns=columns)
 
-    return Step(step.epoch, step.index, step.last, [pin(b) for b in step.micro], step.weight, step.tokens)
+    return Step(step.epoch, step.index, step.last, [pin(b) for b in step.micro], step.weights, step.tokens)

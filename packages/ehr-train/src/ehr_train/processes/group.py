@@ -66,11 +66,11 @@ class Group:
         dist.all_gather_object(found, value, group=self.control)
         return found
 
-    def tell(self, job: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Rank 0 gives a value to all; the others call it to receive."""
         if self.size == 1:
-            return job
-        box = [job]
+            return value
+        box = [value]
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
@@ -98,12 +98,12 @@ class Group:
         finally:
             # In the middle of a job that only rank 0 left, the others are not listening: they end with this process.
             if self.leading and not self.busy:
-                self.tell(None)
+                self.broadcast(None)
             self.leading = False
 
     def serve(self, run_job: Callable[[Any], Any]) -> None:
-        """On ranks above 0: run the jobs that rank 0 tells until it is over."""
-        while (job := self.tell(None)) is not None:
+        """On ranks above 0: run the jobs that rank 0 broadcasts until it is over."""
+        while (job := self.broadcast(None)) is not None:
             try:
                 run_job(job)
             except EhrError as error:
@@ -112,7 +112,10 @@ class Group:
                     raise SystemExit(1) from None
 
 
-def shared(error: EhrError) -> EhrError:
+Error = TypeVar("Error", bound=EhrError)
+
+
+def shared(error: Error) -> Error:
     """Mark an error that every rank raises at the same place."""
     vars(error)["shared"] = True
     return error
@@ -124,6 +127,6 @@ def is_shared(error: EhrError) -> bool:
 
 
 def revive(kind: str, message: str) -> EhrError:
-    """An EhrError of another process, from its class name and message."""
+    """An EhrError of another process, from the name of its class and its message."""
     found = getattr(errors, kind, EhrError)
     return found(message) if isinstance(found, type) and issubclass(found, EhrError) else EhrError(message)
