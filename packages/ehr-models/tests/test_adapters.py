@@ -12,11 +12,10 @@ from ehr_models.bert_settings import BertConfig
 from ehr_models.gpt import build
 from ehr_models.hf import build as build_hf
 from ehr_models.hf_settings import HFConfig
-from ehr_models.objectives.classification import Classification, Multilabel
-from ehr_models.objectives.next_token import NextToken
-from ehr_models.objectives.settings import ClassificationConfig, MultilabelConfig, NextTokenConfig
 from ehr_models.settings import GPTConfig
 from peft import LoraConfig, get_peft_model
+
+from .parts import objective_of
 
 WIDTH, V = 32, 100
 SHAPE = {"num_layers": 2, "num_heads": 4, "width": WIDTH, "context_length": 64}
@@ -158,12 +157,12 @@ def test_peft_by_itself_adapts_routers_and_merged_equals_unmerged(dora, dtype):
 def test_an_adapter_comes_back_with_its_head_and_its_table(variant, tmp_path, pack, windows):
     base = FAMILIES["gpt"]().eval()
     fresh = {name: weight.clone() for name, weight in base.state_dict().items()}
-    objective = Classification(ClassificationConfig(), WIDTH).eval()
+    objective = objective_of("classification", WIDTH).eval()
     model = trained(wrap(base, VARIANTS[variant])).eval()
     batch = pack(windows(10, 25), labels=[1.0, 0.0])
     expected, chance = logits(model), objective.predict(model, batch)
     save(model, tmp_path / "adapter", objective)
-    again, head = FAMILIES["gpt"]().eval(), Classification(ClassificationConfig(), WIDTH).eval()
+    again, head = FAMILIES["gpt"]().eval(), objective_of("classification", WIDTH).eval()
     again.load_state_dict(fresh)
     loaded = load(again, tmp_path / "adapter", head)
     assert torch.equal(logits(loaded), expected)
@@ -270,9 +269,9 @@ def test_an_adapter_for_another_base_is_refused_in_one_line(tmp_path):
 def test_a_head_is_loaded_into_the_objective_it_was_trained_with_and_no_other(tmp_path):
     base = FAMILIES["gpt"]()
     heads = {
-        "last": Classification(ClassificationConfig(), WIDTH),
-        "mean": Classification(ClassificationConfig(pooling="mean"), WIDTH),
-        "many": Multilabel(MultilabelConfig(), WIDTH),
+        "last": objective_of("classification", WIDTH),
+        "mean": objective_of("classification", WIDTH, pooling="mean"),
+        "many": objective_of("multilabel", WIDTH),
     }
     model = wrap(copy.deepcopy(base), preset("lora"))
     save(model, tmp_path / "none")
@@ -285,7 +284,7 @@ def test_a_head_is_loaded_into_the_objective_it_was_trained_with_and_no_other(tm
         with pytest.raises(FormatError, match=words) as raised:
             load(copy.deepcopy(base), tmp_path / folder, heads[name])
         assert "\n" not in str(raised.value)
-    for folder, objective in (("last", None), ("last", NextToken(NextTokenConfig(), WIDTH)), ("last", heads["last"])):
+    for folder, objective in (("last", None), ("last", objective_of("next_token", WIDTH)), ("last", heads["last"])):
         load(copy.deepcopy(base), tmp_path / folder, objective)
     facts = json.loads((tmp_path / "last" / "adapter.json").read_text())
     (tmp_path / "last" / "adapter.json").write_text(json.dumps({**facts, "objective": {"name": "of a plugin"}}))
@@ -298,7 +297,7 @@ def test_a_head_is_loaded_into_the_objective_it_was_trained_with_and_no_other(tm
 
 def test_a_folder_may_be_text_as_the_readme_has_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    base, objective = FAMILIES["gpt"](), Classification(ClassificationConfig(), WIDTH)
+    base, objective = FAMILIES["gpt"](), objective_of("classification", WIDTH)
     model = trained(wrap(copy.deepcopy(base), preset("lora")))
     save(model, "ADAPTER", objective)
     assert torch.equal(logits(load(base, "ADAPTER", objective)), logits(model.eval()))
@@ -306,7 +305,7 @@ def test_a_folder_may_be_text_as_the_readme_has_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "objective.safetensors"])
 def test_damaged_and_missing_tensors_are_one_clear_error_and_leave_the_network_as_it_was(name, tmp_path):
-    base, objective = FAMILIES["gpt"](), Classification(ClassificationConfig(), WIDTH)
+    base, objective = FAMILIES["gpt"](), objective_of("classification", WIDTH)
     save(wrap(copy.deepcopy(base), preset("lora")), tmp_path / "adapter", objective)
     for damage in (lambda path: path.write_bytes(path.read_bytes()[:-9]), lambda path: path.unlink()):
         damage(tmp_path / "adapter" / name)
@@ -331,7 +330,7 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path):
     (tmp_path / "adapter.json").write_text("{}")
     with pytest.raises(FormatError, match="does not describe an adapter"):
         load(base, tmp_path)
-    objective = NextToken(NextTokenConfig(), WIDTH)
+    objective = objective_of("next_token", WIDTH)
     model = wrap(base, preset("lora"))
     save(model, tmp_path / "adapter", objective)
     assert not (tmp_path / "adapter" / "objective.safetensors").exists()
@@ -376,7 +375,7 @@ def test_an_adapter_learns_with_gradient_checkpointing(pack, windows):
     model = FAMILIES["gpt"]()
     model.gradient_checkpointing_enable()
     model = trained(wrap(model, AdapterConfig(targets="all"))).train()
-    NextToken(NextTokenConfig(), WIDTH).loss(model, pack(windows(20, 9))).total.backward()
+    objective_of("next_token", WIDTH).loss(model, pack(windows(20, 9))).total.backward()
     assert all(weight.grad is not None and weight.grad.any() for weight in model.parameters() if weight.requires_grad)
 
 

@@ -111,10 +111,10 @@ def test_the_table_is_trained_unless_it_is_frozen_and_the_projection_always(mode
 
 def test_settings_name_the_folder_and_a_run_can_be_rebuilt_without_it(tmp_path):
     folder, vector = folder_of(tmp_path / "vectors")
-    settings = BertConfig(num_layers=1, width=32, code_vectors=CodeVectorsConfig(path=str(folder)))
+    settings = BertConfig(num_layers=1, width=32, code_vectors=CodeVectorsConfig(path=folder))
     model = bert.build(settings, 100)
     assert torch.equal(rows(model), vector)
-    assert (settings.code_vectors.path, settings.code_vectors.width) == ("", 24)
+    assert (settings.code_vectors.path, settings.code_vectors.width) == (None, 24)
     assert settings.code_vectors.digest
     again = bert.build(settings, 100)
     assert not torch.equal(rows(again), vector)

@@ -9,7 +9,6 @@ import torch
 from ehr_core.errors import ConfigError, NotApplicable
 from ehr_core.testing import model_checks
 from ehr_models.gpt import GPT, build
-from ehr_models.layout import make_layout
 from ehr_models.moe import MoE
 from ehr_models.settings import GPTConfig
 
@@ -67,16 +66,21 @@ class CountsWrong(GPT):
         return super().forward(input_ids, position_ids, segment_ids, cache=cache, **columns)
 
 
-class RefusesInTwoLines(GPT):
+class MisstatesItsWidth(GPT):
+    width = 64
+
+
+class ClaimsWhatNobodyKnows(GPT):
+    provides = ("causal", "telepathy")
+
+
+class RefusesItsCache(GPT):
     def make_cache(self, rows, length):
-        raise ConfigError("no\ncache")
+        raise ConfigError("no cache")
 
 
 class DeniesItsOrder(GPT):
-    causal = False
-
-    def layout(self, token_BT, segment_BT, *args):
-        return make_layout(segment_BT, True, self.config.hidden_size // self.config.num_attention_heads, False)
+    provides = ()
 
 
 class HasADeadParameter(GPT):
@@ -129,6 +133,8 @@ class LearnsNothing(Changed):
 
 
 BROKEN = [
+    ("fields", MisstatesItsWidth, "width is 64, and hidden states have 32"),
+    ("fields", ClaimsWhatNobodyKnows, "provides has 'telepathy'; allowed: causal, cache, decode"),
     ("shapes", PredictsPaddedIds, "could be predicted"),
     ("is_deterministic", Random, "chance is at work"),
     ("causality", SeesTheFuture, "later tokens change"),
@@ -136,7 +142,7 @@ BROKEN = [
     ("padding_invariance", SeesPadding, "padding before a window"),
     ("packing_invariance", MixesWindows, "the second window sees"),
     ("cache", CountsWrong, "cached and not"),
-    ("cache", RefusesInTwoLines, "more than a line"),
+    ("cache", RefusesItsCache, "provides a cache, and make_cache refuses: no cache"),
     ("gradients", HasADeadParameter, r"no gradient reaches \['dead'\]"),
     ("gradient_checkpointing", NeverRecomputes, "nothing was computed again"),
     ("gradient_checkpointing", DeniesCheckpointing, "was not refused"),
@@ -179,8 +185,8 @@ def test_a_failure_says_for_which_settings(tmp_path):
 
 
 def test_what_a_network_declares_not_to_have_is_not_checked(tmp_path):
-    encoder = type("Encoder", (GPT,), {"causal": False})
-    with pytest.raises(NotApplicable, match="declares no cache"):
+    encoder = type("Encoder", (GPT,), {"provides": ()})
+    with pytest.raises(NotApplicable, match="provides no cache"):
         model_checks.check_model_cache("model", component(encoder), tmp_path)
-    with pytest.raises(AssertionError, match="causal is False"):
+    with pytest.raises(AssertionError, match="it is causal, and provides does not say so"):
         model_checks.check_model_causality("model", component(DeniesItsOrder), tmp_path)

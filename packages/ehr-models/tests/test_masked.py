@@ -8,9 +8,10 @@ from ehr_core.errors import ConfigError, FormatError
 from ehr_core.formats.vocabulary import SPECIALS, Token, Vocabulary
 from ehr_models.bert import build
 from ehr_models.bert_settings import BertConfig
-from ehr_models.objectives.masked import MaskedTokens
 from ehr_models.objectives.masking import mask, most_chosen
 from ehr_models.objectives.settings import MaskedConfig
+
+from .parts import VOCABULARY, objective_of
 
 MASK = 4
 
@@ -90,7 +91,7 @@ def test_no_batch_chooses_more_than_the_bound_that_accelerators_use(pack, window
 
 
 def test_the_loss_is_the_cross_entropy_of_hidden_tokens_and_the_same_with_a_bound(encoder, pack, windows):
-    objective = MaskedTokens(MaskedConfig(), 32).eval()
+    objective = objective_of("masked", 32).eval()
     batch = pack(windows(60, 30), windows(80))
     found = objective.loss(encoder.eval(), batch)
     masked, output = objective.run(encoder, batch)
@@ -110,7 +111,7 @@ def test_the_loss_is_the_cross_entropy_of_hidden_tokens_and_the_same_with_a_boun
 
 
 def test_training_hides_anew_each_time_and_repeats_itself_from_the_same_random_state(encoder, pack, windows):
-    objective = MaskedTokens(MaskedConfig(), 32)
+    objective = objective_of("masked", 32)
     batch = pack(windows(300))
     state = torch.get_rng_state()
     first = [objective.run(encoder, batch)[0].token_BT for _ in range(3)]
@@ -127,24 +128,23 @@ def test_ids_come_from_a_vocabulary_of_its_own_kind(pack, windows):
     published = Vocabulary(
         [Token("[PAD]", "special"), Token("[MASK]", "special"), *(Token(f"G{n}", "code") for n in range(98))]
     )
-    objective = MaskedTokens(MaskedConfig(), 32)
-    assert (objective.mask_token, objective.specials) == (4, list(range(7)))
-    objective.set_vocabulary(published)
+    objective = objective_of("masked", 32, vocabulary=published)
     assert (objective.mask_token, objective.specials) == (1, [0, 1])
-    given = MaskedTokens(MaskedConfig(mask_token=3, specials=[0, 2]), 32)
-    given.set_vocabulary(published)
-    assert (given.mask_token, given.specials) == (3, [0, 2, 3])
+    batch = pack(windows(60), width=70)
+    hidden = objective.run(build(BertConfig(num_layers=1, width=32), 100), batch)[0]
+    changed = hidden.token_BT[hidden.token_BT != batch.token_BT]
+    assert (changed == 1).float().mean() > 0.6
+    assert not (hidden.token_BT[:, :60] == 0).any()
     with pytest.raises(FormatError, match=r"no \[MASK\]"):
-        objective.set_vocabulary(Vocabulary([Token("[PAD]", "special"), Token("G", "code")]))
-    ours = Vocabulary.build([Token("A", "code")])
-    objective.set_vocabulary(ours)
-    assert (objective.mask_token, objective.specials) == (4, list(range(len(SPECIALS))))
+        objective_of("masked", 32, vocabulary=Vocabulary([Token("[PAD]", "special"), Token("G", "code")]))
+    ours = objective_of("masked", 32)
+    assert (ours.mask_token, ours.specials) == (4, list(range(len(SPECIALS))))
 
 
 def test_an_encoder_learns_what_its_neighbours_say(pack):
     torch.manual_seed(0)
     model = build(BertConfig(num_layers=2, width=48, mlp_width=96, dropout=0.0, norm="pre"), 40)
-    objective = MaskedTokens(MaskedConfig(), 48)
+    objective = objective_of("masked", 48, vocabulary=Vocabulary(VOCABULARY.tokens[:40]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 
     def batch():
@@ -164,11 +164,11 @@ def test_an_encoder_learns_what_its_neighbours_say(pack):
 @pytest.mark.parametrize("wrong", [{"rate": 0.0}, {"rate": 1.5}, {"mask_share": 0.8, "random_share": 0.3}])
 def test_shares_that_cannot_be_are_refused(wrong):
     with pytest.raises(ConfigError):
-        MaskedTokens(MaskedConfig(**wrong), 8)
+        objective_of("masked", 8, **wrong)
 
 
 def test_the_model_never_sees_what_it_has_to_predict_by_the_mask(encoder, pack, windows):
-    objective = MaskedTokens(MaskedConfig(mask_share=1.0, random_share=0.0), 32).eval()
+    objective = objective_of("masked", 32, mask_share=1.0, random_share=0.0).eval()
     batch = pack(windows(100))
     masked, output = objective.run(encoder.eval(), batch)
     token = torch.where(masked.chosen_BT, MASK, batch.token_BT)

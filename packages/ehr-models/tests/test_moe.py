@@ -6,10 +6,10 @@ from ehr_core.errors import ConfigError
 from ehr_models import moe
 from ehr_models.gpt import build
 from ehr_models.moe import MoE
-from ehr_models.objectives.next_token import NextToken
-from ehr_models.objectives.settings import NextTokenConfig
 from ehr_models.settings import GPTConfig
 from torch.nn import functional
+
+from .parts import objective_of
 
 SHAPE = {"num_layers": 4, "num_heads": 4, "width": 32, "context_length": 64, "num_experts": 4}
 
@@ -200,7 +200,7 @@ def test_a_weight_of_zero_leaves_a_loss_out(pack, windows):
 
 
 def test_the_objective_logs_them_apart_from_its_own_loss(model, pack, windows):
-    batch, objective = pack(windows(30, 20)), NextToken(NextTokenConfig(), 32)
+    batch, objective = pack(windows(30, 20)), objective_of("next_token", 32)
     plain = objective.loss(model, batch)
     loss = objective.loss(model.train(), batch)
     auxiliary, count = loss.parts["auxiliary"]
@@ -214,7 +214,7 @@ def test_the_objective_logs_them_apart_from_its_own_loss(model, pack, windows):
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_gradients_reach_every_parameter_with_checkpointing_as_without(pack, windows, top_k):
     made = build(GPTConfig(**SHAPE, top_k=top_k), 100)
-    batch, objective = pack(windows(30, 20), windows(60)), NextToken(NextTokenConfig(), 32)
+    batch, objective = pack(windows(30, 20), windows(60)), objective_of("next_token", 32)
     grads = []
     for checkpointing in (False, True):
         if checkpointing:

@@ -8,19 +8,19 @@ from ehr_core.batch import Batch
 from ehr_core.errors import ConfigError, DataError
 from ehr_models.base import EhrOutput
 from ehr_models.gpt import build
-from ehr_models.objectives.classification import Classification
-from ehr_models.objectives.next_token import NextToken, next_tokens
-from ehr_models.objectives.settings import ClassificationConfig, NextTokenConfig
+from ehr_models.objectives.next_token import next_tokens
 from ehr_models.settings import GPTConfig
+
+from .parts import objective_of
 
 
 @pytest.fixture
 def next_token():
-    return NextToken(NextTokenConfig(), width=32)
+    return objective_of("next_token", 32)
 
 
 def head(pooling="last", dropout=0.0):
-    found = Classification(ClassificationConfig(pooling=pooling, dropout=dropout), width=32)
+    found = objective_of("classification", 32, pooling=pooling, dropout=dropout)
     torch.nn.init.normal_(found.head.weight, std=0.2)
     return found.eval()
 
@@ -177,7 +177,7 @@ def test_every_parameter_gets_a_gradient(pack, windows, pooling):
     missing = [name for name, weight in named if weight.grad is None]
     assert missing == []
     model.zero_grad()
-    NextToken(NextTokenConfig(), 32).loss(model, batch).total.backward()
+    objective_of("next_token", 32).loss(model, batch).total.backward()
     empty = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
     assert empty == []
     assert model.embeddings.position.weight.grad[:39].any(dim=1).all()
@@ -186,7 +186,7 @@ def test_every_parameter_gets_a_gradient(pack, windows, pooling):
 def test_a_toy_grammar_is_learned_to_almost_nothing(pack):
     """A cycle over eleven tokens, started anywhere, in packed rows: after the first token all is certain."""
     model = build(GPTConfig(num_layers=1, num_heads=2, width=32, context_length=32), 20)
-    objective = NextToken(NextTokenConfig(), 32)
+    objective = objective_of("next_token", 32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 
     def batch():
@@ -205,7 +205,7 @@ def test_a_toy_grammar_is_learned_to_almost_nothing(pack):
 def test_a_label_in_the_tokens_is_learned(pack, windows):
     """Positive when a window holds token 7: the head must find it wherever it is."""
     model = build(GPTConfig(num_layers=1, num_heads=2, width=32, context_length=16), 20)
-    objective = Classification(ClassificationConfig(dropout=0.0, pooling="mean"), 32)
+    objective = objective_of("classification", 32, dropout=0.0, pooling="mean")
     optimizer = torch.optim.AdamW([*model.parameters(), *objective.parameters()], lr=3e-3)
 
     def batch():

@@ -5,11 +5,12 @@ import torch
 from ehr_core import plugins
 from ehr_core.config import from_plain
 from ehr_core.errors import ConfigError, DataError, FormatError
+from ehr_core.formats.vocabulary import Vocabulary
 from ehr_core.testing.model_maker import batch_of
 from ehr_models.bert import Bert, EhrBertConfig
 from ehr_models.gpt import EhrGPTConfig, GPTForCausalLM
-from ehr_models.objectives.masked import MaskedTokens
-from ehr_models.objectives.settings import MaskedConfig
+
+from .parts import VOCABULARY, objective_of
 
 V = 30
 SHAPE = {"num_layers": 2, "num_heads": 2, "width": 16, "context_length": 32}
@@ -50,7 +51,9 @@ def test_a_token_that_is_hidden_must_be_of_the_vocabulary_too():
     model = make("bert")
     token = torch.full((1, 4), 8)
     token[0, 2] = V
-    objective = MaskedTokens(MaskedConfig(rate=1.0, mask_share=1.0, random_share=0.0), 16)
+    objective = objective_of(
+        "masked", 16, vocabulary=Vocabulary(VOCABULARY.tokens[:V]), rate=1.0, mask_share=1.0, random_share=0.0
+    )
     with pytest.raises(DataError, match=f"token id {V}, but the model knows ids 0 to {V - 1}"):
         objective.loss(model, batch_of(token))
 

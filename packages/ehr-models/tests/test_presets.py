@@ -2,7 +2,7 @@
 
 import pytest
 from ehr_core import config
-from ehr_core.plugins import build
+from ehr_core.plugins import build, registry
 from ehr_models.settings import GPTConfig
 
 
@@ -36,7 +36,9 @@ def test_the_presets_are_offered():
 
 
 def test_objectives_are_built_by_name():
-    from ehr_models.objectives.settings import ClassificationConfig, NextTokenConfig
 
-    assert build("objective", NextTokenConfig(), width=8).labelled is False
-    assert build("objective", ClassificationConfig(), width=8).labelled is True
+    kinds = {name: part.outcomes for name, part in registry().components["objective"].items()}
+    assert kinds["next_token"] == kinds["masked"] == kinds["next_visit"] == ()
+    assert kinds["classification"] == ("binary",)
+    assert kinds["survival"] == kinds["time_to_event"] == ("survival", "binary")
+    assert registry().get("objective", "next_token").needs == ("causal",)

@@ -5,12 +5,15 @@ import torch
 from ehr_core import config
 from ehr_core.batch import Batch
 from ehr_core.errors import ConfigError, DataError
+from ehr_core.formats.vocabulary import Token, Vocabulary
+from ehr_core.outcomes import Question
 from ehr_core.plugins import build
-from ehr_exmed_bert.objectives import Endpoint, MlmPlos, masked_mean
+from ehr_exmed_bert.objectives import masked_mean
 from ehr_exmed_bert.plugin import EndpointConfig, ExMedBertModelConfig, MlmPlosConfig
 from ehr_models.rotary import sinusoid
 
 COLUMNS = ["age_days", "visit", "segment", "entity", "sex", "region"]
+VOCABULARY = Vocabulary.build([Token(f"CODE//{number}", "code") for number in range(93)])
 HEADS = ["ffn", "lstm", "gru", "rnn"]
 
 
@@ -78,10 +81,14 @@ def test_a_record_with_one_code_a_visit_that_fills_the_context_is_read(model):
     assert torch.isfinite(model(**batch.inputs()).last_hidden_state).all()
 
 
+def objective_of(settings, width=32):
+    return build("objective", settings, width=width, vocabulary=VOCABULARY, question=Question("binary"))
+
+
 def objectives(width=32):
     torch.manual_seed(3)
-    made = {head: Endpoint(EndpointConfig(head=head, final_blocks=1), width) for head in HEADS}
-    made["plos"] = MlmPlos(MlmPlosConfig(), width)
+    made = {head: objective_of(EndpointConfig(head=head, final_blocks=1), width) for head in HEADS}
+    made["plos"] = objective_of(MlmPlosConfig(), width)
     for objective in made.values():
         for weight in objective.parameters():
             torch.nn.init.normal_(weight, std=0.3)
@@ -122,7 +129,7 @@ def test_pooling_is_the_mean_over_the_tokens_of_a_sample(model):
 
 def test_positive_samples_weigh_more_in_the_loss_of_an_endpoint(model):
     batch = pack(windows(9), windows(8), windows(7), labels=[1, 0, 1])
-    objective = Endpoint(EndpointConfig(positive_weight=3.0), 32).eval()
+    objective = objective_of(EndpointConfig(positive_weight=3.0)).eval()
     probability = objective.predict(model, batch)
     found = objective.loss(model, batch)
     by_hand = -(3 * probability[0].log() + (1 - probability[1]).log() + 3 * probability[2].log())
@@ -132,7 +139,7 @@ def test_positive_samples_weigh_more_in_the_loss_of_an_endpoint(model):
 
 def test_the_joint_loss_is_that_of_hidden_tokens_and_that_of_the_stay(model):
     torch.manual_seed(1)
-    objective = MlmPlos(MlmPlosConfig(plos_weight=2.0), 32).eval()
+    objective = objective_of(MlmPlosConfig(plos_weight=2.0)).eval()
     batch = pack(windows(30, 12), windows(40), labels=[0, 1, 1])
     found = objective.loss(model, batch)
     masked, output = objective.run(model, batch)
@@ -153,8 +160,8 @@ def test_the_joint_loss_is_that_of_hidden_tokens_and_that_of_the_stay(model):
 
 def test_what_cannot_be_is_one_clear_error(model):
     with pytest.raises(ConfigError, match="head is 'mlp'"):
-        Endpoint(EndpointConfig(head="mlp"), 8)
+        objective_of(EndpointConfig(head="mlp"))
     with pytest.raises(ConfigError):
-        MlmPlos(MlmPlosConfig(plos_weight=-1.0), 8)
+        objective_of(MlmPlosConfig(plos_weight=-1.0))
     with pytest.raises(DataError, match="no labels"):
-        MlmPlos(MlmPlosConfig(), 32).loss(model, pack(windows(9)))
+        objective_of(MlmPlosConfig()).loss(model, pack(windows(9)))

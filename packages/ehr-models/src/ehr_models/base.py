@@ -3,7 +3,6 @@
 Shapes: B rows, T positions, D width, V vocabulary, P rows of the embedding table (V padded to a multiple of 64).
 """
 
-import importlib
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 from ehr_core.errors import ConfigError, DataError, FormatError
+from ehr_core.formats.vocabulary import PAD
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
@@ -23,8 +23,6 @@ from ehr_models import layout as layouts
 from ehr_models.attention import ResidualLinear
 from ehr_models.blocks import Embeddings
 from ehr_models.layout import positions_of
-
-PAD, BOS, EOS = 0, 1, 2
 
 
 @dataclass
@@ -59,7 +57,10 @@ def check_tokens(token: Tensor, vocabulary_size: int) -> None:
 
 
 class EhrConfig(PretrainedConfig):
-    """Shape of a transformer, in Hugging Face's names. ``vocab_size`` is V, without the padded rows."""
+    """Shape of a transformer, in Hugging Face's names. ``vocab_size`` is V, without the padded rows.
+
+    Of special tokens it knows padding alone, which is 0 in every vocabulary; the others are the vocabulary's to say.
+    """
 
     def __init__(
         self,
@@ -90,12 +91,11 @@ class EhrConfig(PretrainedConfig):
         self.layer_norm_eps = layer_norm_eps
         self.initializer_range = initializer_range
         self.pad_vocab_to_multiple_of = pad_vocab_to_multiple_of
-        special = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "tie_word_embeddings": True}
-        super().__init__(**(special | kwargs))
+        super().__init__(**({"pad_token_id": PAD, "tie_word_embeddings": True} | kwargs))
 
 
 def check_choices(config: EhrConfig, allowed: Mapping[str, Iterable[str]]) -> None:
-    """Raise ConfigError for a word in a config.json that stands for nothing, and for heads that cannot be turned."""
+    """Raise ConfigError for a word in a config.json that stands for nothing, and for heads that cannot be rotated."""
     for name, words in allowed.items():
         if getattr(config, name) not in words:
             raise ConfigError(f"{name} is {getattr(config, name)!r}; it must be one of {', '.join(words)}")
@@ -113,17 +113,30 @@ class EhrModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["Block"]  # noqa: RUF012 - transformers' own spelling
     causal: bool
+    """Whether a position sees only what is before it; others ask `provides`."""
+    not_adapted: tuple[str, ...] = ()
+    """Names of linear layers within blocks that adapters leave alone."""
     embeddings: Embeddings
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.config.hidden_size)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Positions that a window may have."""
+        return int(self.config.max_position_embeddings)
+
+    @property
+    def provides(self) -> tuple[str, ...]:
+        """Names of `ehr_core.protocols.PROVISIONS` that hold for these settings."""
+        return ("causal",) if self.causal else ()
 
     @property
     def num_rows(self) -> int:
         """P, rows of the embedding table."""
         return padded_rows(self.config.vocab_size, self.config.pad_vocab_to_multiple_of)
-
-    @property
-    def adapters(self) -> Any:
-        """The module `ehr_models.adapters`: how a trainer that knows the network alone gives it an adapter."""
-        return importlib.import_module("ehr_models.adapters")
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token table."""
@@ -262,6 +275,16 @@ class EhrModel(PreTrainedModel):
             return layouts.keeping_layout(token_BT, segment_BT, self.causal)
         head_width = self.config.hidden_size // self.config.num_attention_heads
         return layouts.make_layout(segment_BT, self.causal, head_width, self.training and dropout > 0)
+
+    def places(self, position_BT: Tensor, columns: Mapping[str, Any]) -> Tensor:
+        """What positions are taken from: the place in the window, or the column that the settings name."""
+        name = self.config.position_column
+        if not name:
+            return position_BT
+        if columns.get(name) is None:
+            raise DataError(f"the batch has no column {name!r}, which the model takes positions from")
+        column_BT: Tensor = columns[name]
+        return column_BT
 
     def _check_position(self, highest: int) -> None:
         limit = self.config.max_position_embeddings

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from ehr_core.errors import ConfigError, DataError
+from ehr_core.errors import ConfigError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
@@ -128,16 +128,6 @@ class Bert(EhrModel):
             x_BTD = block(x_BTD, layout, turn)
         weights = tuple(layout.weights) if layout.weights is not None else None
         return EhrOutput(last_hidden_state=self.norm(x_BTD), losses={}, attentions=weights)
-
-    def places(self, position_BT: Tensor, columns: dict[str, Any]) -> Tensor:
-        """What positions are taken from: the place in the window, or a column."""
-        name = self.config.position_column
-        if not name:
-            return position_BT
-        if columns.get(name) is None:
-            raise DataError(f"the batch has no column {name!r}, which the model takes positions from")
-        found: Tensor = columns[name]
-        return found
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) to (..., P); padded ids are at minus infinity, so that they are never predicted or drawn."""

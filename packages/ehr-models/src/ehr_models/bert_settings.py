@@ -1,6 +1,7 @@
 """Settings of the encoder and of the masked objective. Nothing heavy is imported here."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 
@@ -21,8 +22,8 @@ class ColumnConfig:
 class CodeVectorsConfig:
     """Start the token table from a folder of code vectors (``ehr-embed``)."""
 
-    path: str = ""
-    """The folder; empty: start at random."""
+    path: Path | None = None
+    """The folder; null: start at random."""
     project: bool = True
     """A trained linear layer between vectors and model; without one their widths must agree."""
     freeze: bool = False

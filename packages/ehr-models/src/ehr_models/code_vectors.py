@@ -99,7 +99,7 @@ def started(make: type[Network], config: Any, settings: CodeVectorsConfig) -> Ne
         return make(config)
     vector_VC: Tensor | None = None
     if settings.path:
-        folder, settings.path = Path(settings.path), ""
+        folder, settings.path = settings.path, None
         vector_VC, given_V, settings.digest = read(folder, config.vocab_size)
         settings.width = vector_VC.shape[1]
     config.code_vectors = {"width": settings.width, "project": settings.project, "freeze": settings.freeze}

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from ehr_core.errors import ConfigError, DataError
+from ehr_core.errors import ConfigError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -124,15 +124,10 @@ class GPT(EhrModel):
         kept = None if weights is None else tuple(weights)
         return EhrOutput(last_hidden_state=self.norm(x_BTD), losses=losses, metrics=metrics, attentions=kept)
 
-    def places(self, position_BT: Tensor, columns: dict[str, Any]) -> Tensor:
-        """What rotations are taken from: the place in the window, or a column."""
-        name = self.config.position_column
-        if not name:
-            return position_BT
-        if columns.get(name) is None:
-            raise DataError(f"the batch has no column {name!r}, which the model takes positions from")
-        found: Tensor = columns[name]
-        return found
+    @property
+    def provides(self) -> tuple[str, ...]:
+        """With positions from a column there is no cache: nothing says which value of it a new token has."""
+        return super().provides if self.config.position_column else (*super().provides, "cache")
 
     def make_cache(self, rows: int, length: int) -> KVCache:
         """Room for ``rows`` contexts of up to ``length`` tokens, for generation. Raises ConfigError."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from ehr_core.config import nearest
 from ehr_core.errors import ConfigError
+from ehr_core.formats.vocabulary import PAD
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
@@ -27,7 +28,7 @@ from transformers import (
 )
 
 from ehr_models import hf_cache
-from ehr_models.base import BOS, EOS, PAD, EhrConfig, EhrModel, EhrOutput, padded_rows
+from ehr_models.base import EhrConfig, EhrModel, EhrOutput, padded_rows
 from ehr_models.cache import KVCache
 from ehr_models.hf_settings import HFConfig
 from ehr_models.layout import dense_mask
@@ -74,8 +75,16 @@ class HFModel(EhrModel):
         self.arguments = frozenset(inspect.signature(self.inner.base_model.forward).parameters)
         find_head(self.inner, config.kind)  # says now where there is none
         self.not_adapted = MAMBA_WEIGHTS if "amba" in made.model_type else ()
-        self.keeps: bool | None = None
+        self.has_cache: bool | None = None
+        """Whether a cache serves; found out with a few tokens when somebody asks."""
         self.post_init()
+
+    @property
+    def provides(self) -> tuple[str, ...]:
+        """``cache`` where a trial with a few tokens shows that it is exact."""
+        if self.has_cache is None:
+            self.has_cache = self.causal and hf_cache.serves(self, trial_tokens(self))
+        return (*super().provides, "cache") if self.has_cache else super().provides
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The inner network's token table."""
@@ -116,9 +125,7 @@ class HFModel(EhrModel):
 
     def make_cache(self, rows: int, length: int) -> KVCache:
         """Room for ``rows`` contexts of up to ``length`` tokens, for generation. Raises ConfigError."""
-        if self.keeps is None:
-            self.keeps = self.causal and hf_cache.serves(self, trial_tokens(self))
-        if not self.keeps or not sees_as_far_as(self, length):
+        if "cache" not in self.provides or not sees_as_far_as(self, length):
             name = self.config.architecture["model_type"]
             raise ConfigError(
                 f"{name} cannot generate contexts of {length} tokens here: it takes a causal network whose layers are "
@@ -255,7 +262,8 @@ def make_architecture(settings: HFConfig, rows: int) -> PretrainedConfig:
         "head_dim": settings.width // settings.num_heads,
         "intermediate_size": settings.mlp_width or 4 * settings.width,
         "max_position_embeddings": places,
-        **{"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "cls_token_id": 5, "sep_token_id": 6},
+        "pad_token_id": PAD,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),  # not the architecture's own
     }
     try:
         return AutoConfig.for_model(name, **({k: v for k, v in common.items() if k in known} | given))

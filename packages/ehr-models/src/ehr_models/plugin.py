@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from ehr_core import Component, hookimpl
+from ehr_core.outcomes import BINARY, MULTICLASS, MULTILABEL, REGRESSION, SURVIVAL
 
 from ehr_models.bert_settings import BertConfig
 from ehr_models.hf_settings import HFConfig
@@ -49,6 +50,7 @@ def ehr_objectives() -> Iterator[Component]:
         target="ehr_models.objectives.next_token:NextToken",
         config=NextTokenConfig,
         summary="Predict each next token; cross-entropy",
+        needs=("causal",),
     )
     yield Component(
         name="masked",
@@ -67,23 +69,40 @@ def ehr_objectives() -> Iterator[Component]:
         target="ehr_models.objectives.classification:Classification",
         config=ClassificationConfig,
         summary="Predict a binary label at the prediction time; fine-tunes the whole model",
+        outcomes=(BINARY,),
     )
-    for name, config, summary in (
-        ("multiclass", MulticlassConfig, "Predict one of several classes at the prediction time"),
-        ("multilabel", MultilabelConfig, "Predict several binary labels at the prediction time"),
-        ("regression", RegressionConfig, "Predict a number and its spread at the prediction time"),
-    ):
-        target = f"ehr_models.objectives.classification:{name.capitalize()}"
-        yield Component(name=name, target=target, config=config, summary=summary)
+    yield Component(
+        name="multiclass",
+        target="ehr_models.objectives.classification:Multiclass",
+        config=MulticlassConfig,
+        summary="Predict one of several classes at the prediction time",
+        outcomes=(MULTICLASS,),
+    )
+    yield Component(
+        name="multilabel",
+        target="ehr_models.objectives.classification:Multilabel",
+        config=MultilabelConfig,
+        summary="Predict several binary labels at the prediction time",
+        outcomes=(MULTILABEL,),
+    )
+    yield Component(
+        name="regression",
+        target="ehr_models.objectives.classification:Regression",
+        config=RegressionConfig,
+        summary="Predict a number at the prediction time",
+        outcomes=(REGRESSION,),
+    )
     yield Component(
         name="survival",
         target="ehr_models.objectives.survival:Survival",
         config=SurvivalConfig,
         summary="Predict when an event comes, by discrete hazards; exact under censoring",
+        outcomes=(SURVIVAL, BINARY),
     )
     yield Component(
         name="time_to_event",
         target="ehr_models.objectives.survival:TimeToEvent",
         config=TimeToEventConfig,
         summary="Predict when an event comes, by a piecewise constant hazard; MOTOR's loss",
+        outcomes=(SURVIVAL, BINARY),
     )

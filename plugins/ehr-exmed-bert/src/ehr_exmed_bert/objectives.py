@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from ehr_core.batch import Batch, Loss
 from ehr_core.errors import ConfigError, DataError
-from ehr_models.objectives.heads import check_binary
+from ehr_core.formats.vocabulary import Vocabulary
+from ehr_core.outcomes import BINARY, Question
+from ehr_models.objectives.heads import check_binary, linear, question_of
 from ehr_models.objectives.loss import with_auxiliary
 from ehr_models.objectives.masked import IGNORED, MaskedTokens
 from ehr_models.objectives.masking import windows_of
@@ -52,14 +54,6 @@ def labels_of(batch: Batch) -> Tensor:
     return label_N
 
 
-def linear(width: int, out: int) -> nn.Linear:
-    """A linear layer that starts as BERT's do."""
-    layer = nn.Linear(width, out)
-    nn.init.normal_(layer.weight, std=0.02)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
 class MlmPlos(MaskedTokens):
     """Masked language modelling and prolonged length of stay, on one pass of the model.
 
@@ -67,10 +61,9 @@ class MlmPlos(MaskedTokens):
     over samples, so that it does not depend on how they are divided among batches.
     """
 
-    labelled = True
-
-    def __init__(self, settings: MlmPlosConfig, width: int):
-        super().__init__(settings, width)
+    def __init__(self, settings: MlmPlosConfig, width: int, vocabulary: Vocabulary, question: Question | None):
+        question_of(settings, question, BINARY)
+        super().__init__(settings, width, vocabulary, question)
         if min(settings.plos_weight, settings.negative_weight, settings.positive_weight) < 0:
             raise ConfigError("objective: plos_weight, negative_weight and positive_weight must not be below 0")
         self.plos_weight = settings.plos_weight
@@ -80,25 +73,25 @@ class MlmPlos(MaskedTokens):
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Sum over samples and their number; parts: ``mlm`` and ``accuracy`` a hidden token, ``plos`` a sample."""
         masked, output = self.run(model, batch)
-        found = self.scores(model, output.last_hidden_state, batch, masked)
+        scores = self.scores(model, output.last_hidden_state, batch, masked)
         label_N = labels_of(batch).long()
         logits_N2 = self.head(masked_mean(output.last_hidden_state, batch)).float()
         weight_2 = logits_N2.new_tensor(self.weights)
         plos = functional.cross_entropy(logits_N2, label_N, weight_2, reduction="sum")
-        there_K = (found.target_K != IGNORED).float()
+        there_K = (scores.target_K != IGNORED).float()
         window_N = windows_of(batch)
         size = batch.segment_BT.shape[0] * (batch.segment_BT.shape[1] + 1)
-        count_W = there_K.new_zeros(size).index_add_(0, window_N[found.index_K], there_K)
-        mlm = (found.loss_K / count_W[window_N[found.index_K]].clamp(min=1.0)).sum()
+        count_W = there_K.new_zeros(size).index_add_(0, window_N[scores.index_K], there_K)
+        mlm = (scores.loss_K / count_W[window_N[scores.index_K]].clamp(min=1.0)).sum()
         count = torch.full_like(plos, len(label_N)).detach()
-        both = with_auxiliary(mlm + self.plos_weight * plos, count, output.losses)
+        loss = with_auxiliary(mlm + self.plos_weight * plos, count, output)
         tokens = there_K.sum()
         parts = {
-            "mlm": (found.loss_K.sum().detach(), tokens),
-            "accuracy": (found.correct_K.sum().float(), tokens),
+            "mlm": (scores.loss_K.sum().detach(), tokens),
+            "accuracy": (scores.correct_K.sum().float(), tokens),
             "plos": (plos.detach(), count),
         }
-        return Loss(both.total, both.count, {**both.parts, **parts})
+        return Loss(loss.total, loss.count, {**loss.parts, **parts})
 
     def predict(self, model: Any, batch: Batch) -> Tensor:
         """Probability (N,) of a prolonged stay; nothing is hidden."""
@@ -109,9 +102,8 @@ class MlmPlos(MaskedTokens):
 class Endpoint(nn.Module):
     """Mean or recurrent network, blocks, and one linear unit."""
 
-    labelled = True
-
-    def __init__(self, settings: EndpointConfig, width: int):
+    def __init__(self, settings: EndpointConfig, width: int, vocabulary: Vocabulary, question: Question | None):
+        question_of(settings, question, BINARY)
         super().__init__()
         s = settings
         if s.head not in ("ffn", *RNNS):
@@ -140,7 +132,7 @@ class Endpoint(nn.Module):
         total = functional.binary_cross_entropy_with_logits(
             logit_N, labels_of(batch), pos_weight=weight, reduction="sum"
         )
-        return with_auxiliary(total, torch.full_like(total, len(logit_N)).detach(), output.losses)
+        return with_auxiliary(total, torch.full_like(total, len(logit_N)).detach(), output)
 
     def predict(self, model: Any, batch: Batch) -> Tensor:
         """Probabilities (N,) float32."""

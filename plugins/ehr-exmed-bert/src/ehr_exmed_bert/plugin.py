@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ehr_core import MISSING, Component, hookimpl
+from ehr_core.outcomes import BINARY
 from ehr_models.bert_settings import BertConfig, ColumnConfig
 from ehr_models.objectives.settings import MaskedConfig
 from ehr_tokenize.grammars.visits_settings import VisitsConfig
@@ -102,12 +103,14 @@ def ehr_objectives() -> Iterator[Component]:
         target="ehr_exmed_bert.objectives:MlmPlos",
         config=MlmPlosConfig,
         summary="Hidden tokens and a prolonged stay, together; pretraining with labels",
+        outcomes=(BINARY,),
     )
     yield Component(
         name="endpoint",
         target="ehr_exmed_bert.objectives:Endpoint",
         config=EndpointConfig,
         summary="A binary endpoint with a feed-forward, LSTM, GRU or RNN head",
+        outcomes=(BINARY,),
     )
 
 

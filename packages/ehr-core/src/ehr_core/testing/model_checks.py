@@ -1,13 +1,11 @@
 """Checks of models; they need torch.
 
 A model is checked with its default settings, made small, and with every entry of ``variants``, a ``ClassVar`` that its
-settings may have: ``{"rotary": {"positions": "rotary"}}``. What a model need not be able to do it declares:
+settings may have: ``{"rotary": {"positions": "rotary"}}``. What a model can do it says in ``provides``. What else it
+need not be able to do it declares:
 
-    causal = False                             it sees the whole window (an encoder)
     supports_gradient_checkpointing = False    transformers' own flag; asking for it must be refused
     no get_input_embeddings                    its vocabulary cannot grow
-    no make_cache(rows, length)                trajectories cannot be drawn from it; one that only some settings have
-                                               raises a ConfigError where it cannot serve
     not_adapted = ("router",)                  names of linear layers within blocks that adapters leave alone
 """
 
@@ -21,9 +19,10 @@ import torch
 
 from ehr_core.batch import Batch
 from ehr_core.errors import EhrError, NotApplicable
+from ehr_core.formats.vocabulary import MASK
+from ehr_core.protocols import PROVISIONS
 from ehr_core.testing.base import Check
 from ehr_core.testing.model_maker import (
-    MASK,
     Maker,
     V,
     batch_of,
@@ -34,6 +33,19 @@ from ehr_core.testing.model_maker import (
     tokens_of,
 )
 from ehr_core.testing.tiny import grammar
+
+
+@every_variant
+def check_model_fields(make: Maker, folder: Path) -> None:
+    """Its width is that of its hidden states, its positions are a number or None, and what it provides has a name."""
+    model = make()
+    width = hidden_of(model, batch_of(tokens_of())).shape[-1]
+    assert model.width == width, f"width is {model.width}, and hidden states have {width}"
+    limit = model.max_positions
+    assert limit is None or (isinstance(limit, int) and limit > 0), f"max_positions is {limit!r}; give a number or None"
+    unknown = [name for name in model.provides if name not in PROVISIONS]
+    assert not unknown, f"provides has {unknown[0]!r}; allowed: {', '.join(PROVISIONS)}"
+    assert "cache" not in model.provides or "causal" in model.provides, "a model with a cache is causal"
 
 
 @every_variant
@@ -67,10 +79,12 @@ def check_model_causality(make: Maker, folder: Path) -> None:
     changed[:, 16:] = 7 + (changed[:, 16:] + 5) % (V - 7)
     one, two = hidden_of(model, batch_of(tokens)), hidden_of(model, batch_of(changed))
     assert not torch.allclose(one[:, 16:], two[:, 16:])
-    if model.causal:
+    if "causal" in model.provides:
         close(two[:, :16], one[:, :16], "later tokens change earlier outputs")
     else:
-        assert not torch.allclose(one[:, :16], two[:, :16]), "causal is False, but nothing is seen of what comes later"
+        assert not torch.allclose(one[:, :16], two[:, :16]), (
+            "it is causal, and provides does not say so"
+        )
 
 
 @every_variant
@@ -117,15 +131,13 @@ def check_model_packing_invariance(make: Maker, folder: Path) -> None:
 def check_model_cache(make: Maker, folder: Path) -> None:
     """Contexts that go on token by token, some sharing their beginning, give what a pass over all of them gives."""
     model = make()
-    if not model.causal or not hasattr(model, "make_cache"):
-        raise NotApplicable("it declares no cache, so that no trajectories are drawn from it")
-    made: list[Any] = []
+    if "cache" not in model.provides:
+        raise NotApplicable("it provides no cache, so that no trajectories are drawn from it")
     try:
-        made.append(model.make_cache(rows=4, length=24))
-    except EhrError:
-        refuses(lambda: model.make_cache(rows=4, length=24), "a cache")
-        raise NotApplicable("it refuses a cache") from None
-    cache, tokens, lengths = made[0], tokens_of(3, 20), [11, 11, 6]
+        cache = model.make_cache(rows=4, length=24)
+    except EhrError as error:
+        raise AssertionError(f"it provides a cache, and make_cache refuses: {error}") from error
+    tokens, lengths = tokens_of(3, 20), [11, 11, 6]
     # Row 2 holds a context of its own, and rows 0 and 1 begin with what row 3 holds.
     tokens[1, :11] = tokens[0, :11]
     contexts = torch.stack([tokens[0, :11], tokens[2, :11]])
@@ -282,7 +294,7 @@ def check_model_refuses_what_does_not_fit(make: Maker, folder: Path) -> None:
         error = refuses(functools.partial(hidden_of, model, batch_of(tokens)), f"token id {wrong}", IndexError)
         named = isinstance(error, IndexError) or str(wrong) in str(error)
         assert named, f"the error does not name the id {wrong}: {error}"
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = model.max_positions
     if limit and limit <= 512:
         error = refuses(lambda: hidden_of(model, batch_of(tokens_of(1, limit + 1))), "a context beyond the positions")
         assert str(limit) in str(error), f"the error does not name the limit of {limit}: {error}"
@@ -305,7 +317,8 @@ def check_model_learns_the_grammar(make: Maker, folder: Path) -> None:
     losses = [math.inf] * 5
     for step in range(150):
         tokens = torch.from_numpy(grammar(16, 12, 7 + WORDS, seed=step))
-        loss = _loss(model, tokens) if model.causal else _masked_loss(model, tokens[:, :1].expand(16, 12).contiguous())
+        causal = "causal" in model.provides
+        loss = _loss(model, tokens) if causal else _masked_loss(model, tokens[:, :1].expand(16, 12).contiguous())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -327,6 +340,7 @@ def _masked_loss(model: Any, tokens: torch.Tensor) -> Any:
 
 
 MODEL_CHECKS: list[Check] = [
+    check_model_fields,
     check_model_shapes,
     check_model_is_deterministic,
     check_model_causality,

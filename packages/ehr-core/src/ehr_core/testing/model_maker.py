@@ -11,12 +11,17 @@ import torch
 from ehr_core.batch import Batch
 from ehr_core.component import Component
 from ehr_core.errors import EhrError, NotApplicable
+from ehr_core.formats.vocabulary import SPECIALS, Token, Vocabulary
 from ehr_core.testing.base import Check, small_settings
 from ehr_core.testing.tiny import SMALL_MODEL, grammar, tiny_columns
 
 V = 71
 """Vocabulary size of the checks; no multiple of 64, so that padded ids exist."""
-MASK = 4
+
+
+def vocabulary_of_checks() -> Vocabulary:
+    """V tokens: the specials, and codes that are as frequent as they are early."""
+    return Vocabulary.build([Token(f"CODE//{n}", "code", (f"CODE//{n}",), 100 - n) for n in range(V - len(SPECIALS))])
 
 
 def batch_of(tokens_BT: torch.Tensor, segment_BT: torch.Tensor | None = None, **labels: torch.Tensor) -> Batch:

@@ -66,10 +66,7 @@ class Engine:
         check(self.settings)
         self.model, self.vocabulary = model.eval(), vocabulary  # dropout would draw from another model
         check_model(model, vocabulary)
-        limit = model.config.max_position_embeddings
-        if not 0 <= self.settings.window <= limit:
-            raise ConfigError(f"generation.window is {self.settings.window}; the model has positions 0 to {limit - 1}")
-        self.window = self.settings.window or limit
+        self.window = window_of(model, self.settings)
         self.device = next(model.parameters()).device
         self.steps = 1 if self.device.type == "cpu" else 16
         self.waiting_rows = 1 if self.device.type == "cpu" else max(1, min(8, PREFILL // self.window))
@@ -112,15 +109,26 @@ class Engine:
 
 def check_model(model: Any, vocabulary: Vocabulary) -> None:
     """Raise ConfigError for a model that cannot generate, FormatError for one of another vocabulary."""
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not plain.causal or not hasattr(plain, "make_cache"):
-        raise ConfigError(f"{type(plain).__name__} cannot generate: it takes a causal model with a cache, such as gpt")
-    plain.make_cache(1, 1)  # raises where these settings have none
-    if plain.config.vocab_size != len(vocabulary):
+    if not {"causal", "cache"} <= set(model.provides):
+        raise ConfigError(
+            f"{type(model).__name__} cannot generate: it takes a model that provides causal and cache, such as gpt; "
+            f"this one provides {' and '.join(model.provides) or 'neither'}"
+        )
+    if model.config.vocab_size != len(vocabulary):
         raise FormatError(
-            f"the model knows {plain.config.vocab_size} tokens and the vocabulary has {len(vocabulary)}: "
+            f"the model knows {model.config.vocab_size} tokens and the vocabulary has {len(vocabulary)}: "
             "use the vocabulary that the model was trained with"
         )
+
+
+def window_of(model: Any, settings: GenerationConfig) -> int:
+    """Longest context in positions. Raises ConfigError where the model has fewer, or neither side says how many."""
+    limit = model.max_positions
+    if limit is None and settings.window < 1:
+        raise ConfigError("the model has no limit of positions; give generation.window, the longest context")
+    if limit is not None and not 0 <= settings.window <= limit:
+        raise ConfigError(f"generation.window is {settings.window}; the model has positions 0 to {limit - 1}")
+    return settings.window or int(limit)
 
 
 class _Work:

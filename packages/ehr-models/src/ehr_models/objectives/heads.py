@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from ehr_core.batch import Batch, Loss
 from ehr_core.errors import ConfigError, DataError
+from ehr_core.outcomes import Question
 from torch import Tensor, nn
 
 from ehr_models.objectives.loss import with_auxiliary
@@ -51,10 +52,8 @@ class Pooling(nn.Module):
         return weight.to(hidden.dtype) @ hidden
 
 
-class SampleObjective(nn.Module):
-    """Base of objectives with labels: pooling, dropout and a linear head. A subclass has `total` and `probability`."""
-
-    labelled = True
+class SampleHead(nn.Module):
+    """Pooling, dropout and a linear head, for objectives whose predictions are of samples."""
 
     def __init__(self, settings: Any, width: int, outputs: int):
         super().__init__()
@@ -63,50 +62,71 @@ class SampleObjective(nn.Module):
         self.settings = settings
         self.pooling = Pooling(settings.pooling, width)
         self.dropout = nn.Dropout(settings.dropout)
-        self.head = nn.Linear(width, outputs)
-        nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self.head: nn.Module = linear(width, outputs)
+
+    def outputs(self, model: Any, batch: Batch) -> tuple[Tensor, Any]:
+        """(N, O) float32 from the head, and the model's output."""
+        if batch.last_N is None:
+            raise DataError(f"the batch does not say where its samples end; {self.settings.name} needs last_N")
+        output = model(**batch.inputs())
+        pooled_ND = self.pooling(output.last_hidden_state, batch.segment_BT, batch.last_N)
+        return self.transform(self.head(self.dropout(pooled_ND))), output
+
+    def transform(self, head_NO: Tensor) -> Tensor:
+        """What the head gives, in float32."""
+        return head_NO.float()
+
+
+class LabelObjective(SampleHead):
+    """Base of objectives with labels. A subclass has `total` and `prediction`, from what the head gives."""
 
     def total(self, output_NO: Tensor, label_N: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of the losses in float32, and the number of what it sums over."""
         raise NotImplementedError
 
-    def probability(self, output_NO: Tensor) -> Tensor:
-        """(N,) float32."""
+    def prediction(self, output_NO: Tensor) -> Tensor:
+        """(N,) or (N, K) float32, as the question's kind has it."""
         raise NotImplementedError
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Sum and count over the samples of a batch. Raises DataError for a batch without fitting labels."""
         if batch.label_N is None:
             raise DataError(f"the batch has no labels; {self.settings.name} needs a loader with a task's labels")
-        output_NO, found = self.outputs(model, batch)
+        output_NO, output = self.outputs(model, batch)
         with torch.autocast(output_NO.device.type, enabled=False):
             total, count = self.total(output_NO, batch.label_N.float())
-        return with_auxiliary(total, count.detach(), found.losses, getattr(found, "metrics", None))
+        return with_auxiliary(total, count.detach(), output)
 
     def predict(self, model: Any, batch: Batch) -> Tensor:
-        """Probabilities (N,) float32."""
+        """The prediction of each sample, float32, in the shape of the question's kind (`ehr_core.outcomes`)."""
         output_NO, _ = self.outputs(model, batch)
         with torch.autocast(output_NO.device.type, enabled=False):
-            return self.probability(output_NO)
+            return self.prediction(output_NO)
 
-    def outputs(self, model: Any, batch: Batch) -> tuple[Tensor, Any]:
-        """(N, O) float32 from the head, and the model's output."""
-        if batch.last_N is None:
-            raise DataError(f"the batch does not say where its samples end; {self.settings.name} needs last_N")
-        found = model(**batch.inputs())
-        pooled_ND = self.pooling(found.last_hidden_state, batch.segment_BT, batch.last_N)
-        return self.transform(self.head(self.dropout(pooled_ND))), found
+    def check_labels(self, label: Tensor, shape: tuple[int, ...]) -> None:
+        """Raise DataError for labels of another shape."""
+        if tuple(label.shape) != shape:
+            raise DataError(f"{self.settings.name} got labels of shape {tuple(label.shape)}; expected {shape}")
 
-    def transform(self, head_NO: Tensor) -> Tensor:
-        """What the head gives, in float32."""
-        return head_NO.float()
 
-    def check_labels(self, label: Tensor, shapes: list[tuple[int, ...]]) -> None:
-        """Raise DataError for labels whose shape is none of these."""
-        if tuple(label.shape) not in shapes:
-            allowed = " or ".join(str(shape) for shape in shapes)
-            raise DataError(f"{self.settings.name} got labels of shape {tuple(label.shape)}; expected {allowed}")
+def linear(width: int, out: int) -> nn.Linear:
+    """A linear layer that starts as BERT's and GPT-2's do."""
+    layer = nn.Linear(width, out)
+    nn.init.normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def question_of(settings: Any, question: Question | None, *kinds: str) -> Question:
+    """What the labels ask, where it is of one of these kinds. Raises ConfigError."""
+    if question is None:
+        raise ConfigError(f"objective {settings.name!r} learns from labels; give labels=DIR")
+    if question.kind not in kinds:
+        raise ConfigError(
+            f"objective {settings.name!r} learns from {' and '.join(kinds)} labels, and these are {question.kind}; "
+            "choose another objective, see `ehr plugins`"
+        )
+    return question
 
 
 def number_of(label: Tensor) -> Tensor:

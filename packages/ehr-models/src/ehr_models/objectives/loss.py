@@ -1,18 +1,18 @@
 """How a network's auxiliary losses enter an objective's."""
 
+from typing import Any
+
 from ehr_core.batch import Loss
 from torch import Tensor
 
-Pairs = dict[str, tuple[Tensor, Tensor]]
 
-
-def with_auxiliary(total: Tensor, count: Tensor, losses: Pairs | None, metrics: Pairs | None = None) -> Loss:
-    """Loss of a sum over ``count`` items and a network's auxiliary losses, each (sum, count) and weighted already.
+def with_auxiliary(total: Tensor, count: Tensor, output: Any) -> Loss:
+    """Loss of a sum over ``count`` items and the auxiliary losses of a model's output, each (sum, count) and weighted.
 
     An auxiliary loss is a mean beside the mean of the items, so that it enters the sum ``count`` times. The part
-    ``auxiliary`` is what they add up to; the network's ``metrics`` are further parts.
+    ``auxiliary`` is what they add up to; the ``metrics`` of the output are further parts.
     """
-    parts = dict(metrics or {})
+    losses, parts = output.get("losses") or {}, dict(output.get("metrics") or {})
     if not losses:
         return Loss(total, count, parts)
     auxiliary = sum((value / number for value, number in losses.values()), start=total.new_zeros(())) * count

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from ehr_core.batch import Batch, Loss
 from ehr_core.errors import ConfigError, FormatError
-from ehr_core.formats.vocabulary import MASK, SPECIALS, Vocabulary
+from ehr_core.formats.vocabulary import Vocabulary
+from ehr_core.outcomes import Question
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -41,43 +42,35 @@ class Scores(NamedTuple):
 class MaskedTokens(nn.Module):
     """No head of its own: the model's output layer is the head."""
 
-    labelled = False
-
-    def __init__(self, settings: MaskedConfig, width: int):
+    def __init__(self, settings: MaskedConfig, width: int, vocabulary: Vocabulary, question: Question | None):
         super().__init__()
         for name in ("rate", "mask_share", "random_share"):
             if not 0 <= getattr(settings, name) <= 1:
                 raise ConfigError(f"objective.{name} is {getattr(settings, name)}; it is a share, from 0 to 1")
         if settings.rate == 0 or settings.mask_share + settings.random_share > 1:
             raise ConfigError("objective: rate must be above 0, and mask_share + random_share at most 1")
-        self.settings = settings
-        self.mask_token = MASK if settings.mask_token < 0 else settings.mask_token
-        self.specials = sorted({*(settings.specials or range(len(SPECIALS))), self.mask_token})
-
-    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Take the ids of [MASK] and of specials from a vocabulary, where settings do not give them.
-
-        Only for vocabularies with ids of their own, such as Geneformer's; raises FormatError for one without [MASK].
-        """
-        if self.settings.mask_token < 0:
-            if SPECIALS[MASK] not in vocabulary.ids:
-                raise FormatError("the vocabulary has no [MASK]; give objective.mask_token, or use another objective")
-            self.mask_token = vocabulary[SPECIALS[MASK]]
-        self.specials = sorted({*(self.settings.specials or vocabulary.ids_of_kind("special")), self.mask_token})
+        mask_token = vocabulary.special("[MASK]")
+        if mask_token is None:
+            raise FormatError(
+                f"the vocabulary has no [MASK], behind which objective {settings.name!r} hides tokens; use another "
+                "objective, or a tokenizer with [MASK]"
+            )
+        self.settings, self.mask_token, self.size = settings, mask_token, len(vocabulary)
+        self.specials = sorted({*vocabulary.ids_of_kind("special"), mask_token})
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Sum of the cross-entropies in float32, and the number of predicted tokens; ``accuracy`` is a part."""
         masked, output = self.run(model, batch)
         scores = self.scores(model, output.last_hidden_state, batch, masked)
         count = (scores.target_K != IGNORED).sum().float()
-        found = with_auxiliary(scores.loss_K.sum(), count, output.losses)
-        return Loss(found.total, found.count, {**found.parts, "accuracy": (scores.correct_K.sum().float(), count)})
+        loss = with_auxiliary(scores.loss_K.sum(), count, output)
+        return Loss(loss.total, loss.count, {**loss.parts, "accuracy": (scores.correct_K.sum().float(), count)})
 
     def run(self, model: Any, batch: Batch) -> tuple[Masked, Any]:
         """Hide tokens, and give the rest to the model."""
-        check_tokens(batch.token_BT, model.config.vocab_size)  # the model does not see the hidden ones
+        check_tokens(batch.token_BT, self.size)  # the model does not see the hidden ones
         seed = int(torch.randint(2**31, ())) if self.training else FIXED_SEED
-        masked = mask(batch, self.settings, seed, self.mask_token, self.specials, model.config.vocab_size)
+        masked = mask(batch, self.settings, seed, self.mask_token, self.specials, self.size)
         return masked, model(**replace(batch, token_BT=masked.token_BT).inputs())
 
     def scores(self, model: Any, hidden_BTD: Tensor, batch: Batch, masked: Masked) -> Scores:

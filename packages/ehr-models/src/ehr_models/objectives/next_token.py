@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from ehr_core.batch import Batch, Loss
-from ehr_core.formats.vocabulary import PAD
+from ehr_core.formats.vocabulary import PAD, Vocabulary
+from ehr_core.outcomes import Question
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,9 +21,7 @@ IGNORED = -100
 class NextToken(nn.Module):
     """No head of its own: the model's output layer is the head."""
 
-    labelled = False
-
-    def __init__(self, settings: NextTokenConfig, width: int):
+    def __init__(self, settings: NextTokenConfig, width: int, vocabulary: Vocabulary, question: Question | None):
         super().__init__()
 
     def loss(self, model: Any, batch: Batch) -> Loss:
@@ -37,7 +36,7 @@ class NextToken(nn.Module):
         logits = model.lm_logits(hidden).float()
         with torch.autocast(logits.device.type, enabled=False):
             total = functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
-        return with_auxiliary(total, count, output.losses, getattr(output, "metrics", None))
+        return with_auxiliary(total, count, output)
 
 
 def gathers(hidden: Tensor) -> bool:

@@ -1,13 +1,13 @@
 """``next_visit``: which codes occur in a subject's next visit, from the visits before it.
 
 The next-visit task of BEHRT (Li et al. 2020, "BEHRT: Transformer for Electronic Health Records"). Of each window one
-visit is the question: the sentence ends before it, what follows becomes padding, and a head on the pooled state gives
-a probability to every code of the label vocabulary. In training the visit changes from batch to batch, drawn as
+visit is predicted: the sentence ends before it, what follows becomes padding, and a head on the pooled state gives a
+probability to every code of the label vocabulary. In training the visit changes from batch to batch, drawn as
 `ehr_models.objectives.masked` draws; in evaluation it is fixed. A window in which no visit has enough visits before it
-asks nothing.
+counts for nothing.
 
 What a window holds of a visit is all that is known of it: of a record that is cut into windows, a visit at the cut is
-asked with the codes before the cut. Choosing windows waits for the device once a batch.
+predicted with the codes before the cut. Choosing windows waits for the device once a batch.
 
 Shapes: B rows, T positions, P = B*T flattened, W windows, N samples, K labels, D width,
 V vocabulary.
@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 import torch
 from ehr_core.batch import Batch, Loss
 from ehr_core.errors import ConfigError, DataError
-from ehr_core.formats.vocabulary import PAD, SPECIALS, Vocabulary
+from ehr_core.formats.vocabulary import PAD, Vocabulary
+from ehr_core.outcomes import Question
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ehr_models.base import check_tokens
-from ehr_models.objectives.heads import SampleObjective
+from ehr_models.objectives.heads import SampleHead, linear
 from ehr_models.objectives.loss import with_auxiliary
 from ehr_models.objectives.masked import FIXED_SEED
 from ehr_models.objectives.masking import hash_of, windows_of
@@ -33,84 +34,53 @@ from ehr_models.objectives.settings import NextVisitConfig
 NEVER = torch.iinfo(torch.int64).max
 
 
-class Question(NamedTuple):
+class Sentences(NamedTuple):
     """What becomes of a batch."""
 
     batch: Batch
-    """Each window up to the visit that is asked; ``last_N`` is the last token before it."""
+    """Each window up to the visit to predict; ``last_N`` is the last token before it."""
     label_NK: Tensor
     """float32, 1 for the codes of the visit."""
 
 
-class NextVisit(SampleObjective):
+class NextVisit(SampleHead):
     """BERT's head for tokens on the pooled state: Linear, GELU, LayerNorm, and a linear layer to the label codes."""
 
-    labelled = False
     label_V: Tensor
+    """int64: which label a token is, or -1."""
 
-    def __init__(self, settings: NextVisitConfig, width: int):
+    def __init__(self, settings: NextVisitConfig, width: int, vocabulary: Vocabulary, question: Question | None):
         if min(settings.max_labels, settings.min_count, settings.min_visits) < 1:
             raise ConfigError(
                 f"objective: max_labels is {settings.max_labels}, min_count {settings.min_count} and min_visits "
                 f"{settings.min_visits}; each must be at least 1"
             )
-        super().__init__(settings, width, settings.max_labels)
-        self.width = width
-        self.labels: list[str] = []
-        """The codes that are asked about, most frequent first."""
-        # Until a vocabulary says more: the first ids that are no specials.
-        ids = range(len(SPECIALS), len(SPECIALS) + settings.max_labels)
-        self.answer({index: str(index) for index in ids}, ids.stop + 1)
-
-    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Choose the codes to ask about: the most frequent ones in train. Raises ConfigError when there is none."""
-        prefixes = tuple(self.settings.prefixes)
-        found = [
-            (-entry.count, index)
-            for index, entry in enumerate(vocabulary.tokens)
-            if entry.kind in self.settings.kinds
-            and entry.count >= self.settings.min_count
-            and (not prefixes or entry.token.startswith(prefixes))
-        ]
-        chosen = [index for _, index in sorted(found)[: self.settings.max_labels]]
-        if not chosen:
-            raise ConfigError(
-                f"next_visit finds no code to ask about: no token of kind {', '.join(self.settings.kinds)} occurs "
-                f"{self.settings.min_count} times in train; see objective.kinds, prefixes and min_count"
-            )
-        self.answer({index: vocabulary.tokens[index].token for index in chosen}, len(vocabulary))
-
-    def answer(self, names: dict[int, str], size: int) -> None:
-        """Make the head and the numbers of the labels, from their ids and names; ``size`` is V."""
-        self.labels = list(names.values())
-        label_V = torch.full((size,), -1, dtype=torch.int64)
-        label_V[list(names)] = torch.arange(len(names))
+        chosen = label_ids(settings, vocabulary)
+        super().__init__(settings, width, len(chosen))
+        self.labels = [vocabulary.tokens[index].token for index in chosen]
+        """The codes to predict, most frequent first."""
+        self.head = nn.Sequential(linear(width, width), nn.GELU(), nn.LayerNorm(width), linear(width, len(chosen)))
+        label_V = torch.full((len(vocabulary),), -1, dtype=torch.int64)
+        label_V[chosen] = torch.arange(len(chosen))
         self.register_buffer("label_V", label_V, persistent=False)
-        D = self.width
-        within, output = nn.Linear(D, D), nn.Linear(D, len(names))
-        for layer in (within, output):
-            nn.init.normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
-        self.head = nn.Sequential(within, nn.GELU(), nn.LayerNorm(D), output)  # type: ignore[assignment]
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Sum of the binary cross-entropies over samples and labels, and their number.
 
         In evaluation ``average_precision`` is a part: the mean over samples, as BEHRT reports.
         """
-        check_tokens(batch.token_BT, model.config.vocab_size)  # the model does not see those of the asked visit
-        question = self.ask(batch)
-        output_NK, found = self.outputs(model, question.batch)
+        check_tokens(batch.token_BT, len(self.label_V))  # the model does not see those of the visit to predict
+        sentences = self.cut(batch)
+        output_NK, output = self.outputs(model, sentences.batch)
         with torch.autocast(output_NK.device.type, enabled=False):
-            total = functional.binary_cross_entropy_with_logits(output_NK, question.label_NK, reduction="sum")
-        count = total.new_tensor(float(output_NK.numel()))
-        made = with_auxiliary(total, count, found.losses, getattr(found, "metrics", None))
+            total = functional.binary_cross_entropy_with_logits(output_NK, sentences.label_NK, reduction="sum")
+        loss = with_auxiliary(total, total.new_tensor(float(output_NK.numel())), output)
         if self.training:
-            return made
-        precision = average_precision(output_NK.detach(), question.label_NK)
-        return Loss(made.total, made.count, {**made.parts, "average_precision": precision})
+            return loss
+        precision = average_precision(output_NK.detach(), sentences.label_NK)
+        return Loss(loss.total, loss.count, {**loss.parts, "average_precision": precision})
 
-    def ask(self, batch: Batch) -> Question:
+    def cut(self, batch: Batch) -> Sentences:
         """Choose a visit of each window and end the sentence before it."""
         if self.settings.column not in batch.columns:
             raise DataError(
@@ -122,13 +92,13 @@ class NextVisit(SampleObjective):
         may_P = starts(batch, window_P, visit_P, self.settings.min_visits)
         seed = int(torch.randint(2**31, ())) if self.training else FIXED_SEED
         order_P = torch.where(may_P, hash_of(batch, window_P, seed), NEVER)
-        # Windows have numbers below B * (T + 1); those that ask nothing have their cut at no place.
+        # Windows have numbers below B * (T + 1); those without a visit to predict have their cut at no place.
         none_W = window_P.new_full((batch.token_BT.shape[0] * (batch.token_BT.shape[1] + 1),), NEVER)
         lowest_W = none_W.scatter_reduce(0, window_P, order_P, "amin")
         first_N = (may_P & (order_P == lowest_W[window_P])).nonzero().flatten()
         cut_W = none_W.scatter(0, window_P[first_N], first_N)
         visible = (place_P < cut_W[window_P]).view_as(batch.token_BT)
-        asked = replace(
+        before = replace(
             batch,
             token_BT=torch.where(visible, batch.token_BT, PAD),
             segment_BT=torch.where(visible, batch.segment_BT, 0),
@@ -144,7 +114,25 @@ class NextVisit(SampleObjective):
         row_P = torch.where(inside_P, number_W[window_P], N)
         label_NK = torch.zeros(N + 1, K + 1, device=first_N.device)
         label_NK[row_P, torch.where(label_P >= 0, label_P, K)] = 1.0
-        return Question(asked, label_NK[:N, :K])
+        return Sentences(before, label_NK[:N, :K])
+
+
+def label_ids(settings: NextVisitConfig, vocabulary: Vocabulary) -> list[int]:
+    """Ids of the codes to predict: the most frequent ones in train. Raises ConfigError when there is none."""
+    prefixes = tuple(settings.prefixes)
+    ranked = [
+        (-entry.count, index)
+        for index, entry in enumerate(vocabulary.tokens)
+        if entry.kind in settings.kinds
+        and entry.count >= settings.min_count
+        and (not prefixes or entry.token.startswith(prefixes))
+    ]
+    if not ranked:
+        raise ConfigError(
+            f"next_visit finds no code to predict: no token of kind {', '.join(settings.kinds)} occurs "
+            f"{settings.min_count} times in train; see objective.kinds, prefixes and min_count"
+        )
+    return [index for _, index in sorted(ranked)[: settings.max_labels]]
 
 
 def starts(batch: Batch, window_P: Tensor, visit_P: Tensor, min_visits: int) -> Tensor:

@@ -12,7 +12,10 @@ class NextTokenConfig:
 
 @dataclass
 class MaskedConfig:
-    """Predict tokens that are hidden, from all others of the window (masked language modelling)."""
+    """Predict tokens that are hidden, from all others of the window (masked language modelling).
+
+    On a causal model a hidden token is predicted from what comes before it alone.
+    """
 
     name: str = "masked"
     rate: float = 0.15
@@ -25,10 +28,6 @@ class MaskedConfig:
     """Choose ``round(rate * n)`` of a window's n tokens, at least one, and leave one to read; else each by chance."""
     most: int = 0
     """Predict no more of a window than this, with ``exact``; 0: no limit."""
-    mask_token: int = -1
-    """Id of [MASK]; -1: as the vocabulary says, if the trainer tells it, else 4."""
-    specials: list[int] = field(default_factory=list)
-    """Ids that are never predicted and never drawn; empty: as the vocabulary says, else 0 to 6."""
 
 
 @dataclass
@@ -52,24 +51,27 @@ class ClassificationConfig(HeadConfig):
 
 @dataclass
 class MulticlassConfig(HeadConfig):
-    """One of several classes."""
+    """One of several classes, as many as the labels name."""
 
     name: str = "multiclass"
-    num_classes: int = 2
-    """Labels are whole numbers from 0 to one less than this."""
-    positive: int = 1
-    """Class whose probability is the prediction."""
 
 
 @dataclass
 class MultilabelConfig(HeadConfig):
-    """Several yes-or-no labels of each sample, such as the codes of the next visit."""
+    """Several yes-or-no labels of each sample, such as the codes of the next visit; one that is NaN does not count."""
 
     name: str = "multilabel"
-    num_labels: int = 1
-    """Labels of a sample: (N, K), or (N,) for one; one that is NaN is not known and does not count."""
-    positive: int = 0
-    """Label whose probability is the prediction."""
+
+
+@dataclass
+class RegressionConfig(HeadConfig):
+    """A number, with a normal error whose width is learned."""
+
+    name: str = "regression"
+    center: float | None = None
+    """Where predictions start, in the unit of the labels; null: the mean of the train labels, filled in for the run."""
+    scale: float | None = None
+    """How wide errors are at the start, above 0; null: the standard deviation of the train labels, filled in."""
 
 
 @dataclass
@@ -80,24 +82,15 @@ class NextVisitConfig(HeadConfig):
     column: str = "visit"
     """Column of the store with the number of each token's visit, 0 outside all."""
     kinds: list[str] = field(default_factory=lambda: ["code"])
-    """Kinds of tokens that are asked about."""
+    """Kinds of tokens that may be labels."""
     prefixes: list[str] = field(default_factory=list)
-    """Ask only about tokens whose names begin with one of these, such as diagnoses. Empty: all."""
+    """Only tokens whose names begin with one of these are labels, such as diagnoses. Empty: all."""
     max_labels: int = 1000
-    """Ask about so many codes at most, the most frequent ones in train."""
+    """So many labels at most, the most frequent codes of train."""
     min_count: int = 1
-    """Ask about codes with so many occurrences in train."""
+    """A label has so many occurrences in train."""
     min_visits: int = 1
-    """Visits that must come before the one that is asked."""
-
-
-@dataclass
-class RegressionConfig(HeadConfig):
-    """A number, with a normal error whose width is learned."""
-
-    name: str = "regression"
-    threshold: float = 0.5
-    """The prediction is the probability of a value above it."""
+    """Visits that must come before the one that is predicted."""
 
 
 @dataclass
