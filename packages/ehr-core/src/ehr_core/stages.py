@@ -260,7 +260,7 @@ class Graph:
 
 def say(name: str, state: str, words: str = "") -> None:
     """One line about a stage, on stderr."""
-    print(f"{name:<34} {state:<11} {words}".rstrip(), file=sys.stderr, flush=True)
+    print(f"{name:<42} {state:<11} {words}".rstrip(), file=sys.stderr, flush=True)
 
 
 def check_writable(folder: Path) -> None:

@@ -4,20 +4,52 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ehr_core.formats.folder import read_json, write_json
+import yaml
+from ehr_core.errors import ConfigError
+from ehr_core.formats.folder import read_json, replacing, write_json, write_text
+from ehr_core.stages import Given, Graph
 
-from ehr_train.runner.stages import Stages, unique
+if TYPE_CHECKING:
+    from ehr_train.runner.plan import Plan
 
 STAGES = "stages.json"
-LINKS = ("data", "labels", "tokens", "pretrain")
+CONFIG = ".hydra/config.yaml"
+PLACES = ("output", "stages", "dry_run", "world_size", "strategy", "tracker", "executor")
+"""Settings that an output may be made again with: where things go and how work is divided."""
 
 
-def earlier_output(stages: Stages) -> Path | None:
+def check_output(output: Path, settings_yaml: str) -> None:
+    """Raise ConfigError for a folder that was made with other settings: its report would be of two runs."""
+    if not (output / CONFIG).is_file():
+        if output.is_dir() and any(path.name != "stages" for path in output.iterdir()):
+            raise ConfigError(f"output={output} exists and holds no run of ehr-train; give another")
+        return
+    then, now = (_flat(yaml.safe_load(text)) for text in ((output / CONFIG).read_text(), settings_yaml))
+    for key in sorted({*then, *now}):
+        if then.get(key) != now.get(key) and key.partition(".")[0] not in PLACES:
+            raise ConfigError(
+                f"output={output} holds a run with {key}={then.get(key)}, and this one has {now.get(key)}; give "
+                "another output (stages that they share are not done again with the same stages=DIR)"
+            )
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {key: value}
+    return {k: v for name, part in value.items() for k, v in _flat(part, f"{key}.{name}" if key else str(name)).items()}
+
+
+def earlier_output(graph: Graph) -> Path | None:
     """The newest outputs/DATE/TIME beside the stages that was made of exactly these, or None."""
-    found = sorted(stages.folder.parent.glob(f"*/*/{STAGES}"), reverse=True)
-    return next((path.parent for path in found if read_json(path) == stages.paths), None)
+    found = sorted(graph.folder.parent.glob(f"*/*/{STAGES}"), reverse=True)
+    return next((path.parent for path in found if read_json(path) == names(graph)), None)
+
+
+def names(graph: Graph) -> dict[str, str]:
+    """Stage name to folder name, for ``stages.json``."""
+    return {stage.name: stage.path.name for stage in graph.stages}
 
 
 def default_output() -> Path:
@@ -25,30 +57,32 @@ def default_output() -> Path:
     return Path("outputs") / time.strftime("%Y-%m-%d") / time.strftime("%H-%M-%S")
 
 
-def assemble(output: Path, stages: Stages, settings_yaml: str) -> None:
+def assemble(output: Path, plan: "Plan", settings_yaml: str) -> None:
     """Copy what is small to ``output``, link what is large, and name every stage's folder in ``stages.json``."""
     output.mkdir(parents=True, exist_ok=True)
-    if "predictions" in stages.done:
-        _replace_tree(stages.done["predictions"], output / "predictions")
+    stages = {stage.name: stage for stage in plan.graph.stages}
+    if "predictions" in stages:
+        _replace_tree(stages["predictions"].path, output / "predictions")
     for stage, name in (("scores", "scores.json"), ("report", "report.html")):
-        if stage in stages.done:
-            _replace_file(stages.done[stage] / name, output / name)
+        if stage in stages and (stages[stage].path / name).is_file():
+            with replacing(output / name) as temporary:
+                shutil.copyfile(stages[stage].path / name, temporary)
     (output / ".hydra").mkdir(exist_ok=True)
-    (output / ".hydra" / "config.yaml").write_text(settings_yaml)
-    for name in LINKS:
-        if name in stages.done:
-            _link(output / name, stages.done[name])
-    write_json(output / STAGES, stages.paths)
-
-
-def _replace_file(source: Path, target: Path) -> None:
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.copyfile(source, partial)
-    partial.replace(target)
+    write_text(output / CONFIG, settings_yaml)
+    for name in ("data", "tokens", "vectors", "pretrain"):
+        if name in stages:
+            _link(output / name, stages[name].path)
+    for task, part in plan.labels.items():
+        if not isinstance(part, Given) and part.reason is None:
+            _link(output / "labels" / task, part.path / task)
+    for (task, name), part in plan.fitted.items():
+        if part.reason is None:
+            _link(output / "fitted" / task / name, part.path)
+    write_json(output / STAGES, names(plan.graph))
 
 
 def _replace_tree(source: Path, target: Path) -> None:
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
     shutil.rmtree(target, ignore_errors=True)
@@ -58,6 +92,7 @@ def _replace_tree(source: Path, target: Path) -> None:
 def _link(link: Path, target: Path) -> None:
     if os.name == "nt":  # links need a privilege there; stages.json names the folders
         return
+    link.parent.mkdir(parents=True, exist_ok=True)
     if link.is_symlink():
         link.unlink()
     link.symlink_to(os.path.relpath(target, link.parent))
@@ -67,13 +102,14 @@ def table(scores: dict[str, Any]) -> str:
     """The results as text: one line a task and predictor, with confidence intervals, and the attainable ceiling."""
     rows = scores["scores"]
     lines = []
-    for task in unique([row["task"] for row in rows]):
+    for task in dict.fromkeys(row["task"] for row in rows):
         mine = [row for row in rows if row["task"] == task]
-        metrics = unique([row["metric"] for row in mine])
+        metrics = dict.fromkeys(row["metric"] for row in mine)
         facts = mine[0]
-        lines.append(f"{task}: {facts['split']}, {facts['rows']:,} samples, {facts['positives']:,} positive")
+        positives = "" if facts.get("positives") is None else f", {facts['positives']:,} positive"
+        lines.append(f"{task}: {facts['split']}, {facts['rows']:,} samples{positives}")
         lines.append((" " * 16 + "".join(f"{metric:<24}" for metric in metrics)).rstrip())
-        for name in unique([row["predictor"] for row in mine]):
+        for name in dict.fromkeys(row["predictor"] for row in mine):
             cells = {row["metric"]: _cell(row) for row in mine if row["predictor"] == name}
             lines.append((f"  {name:<14}" + "".join(f"{cells.get(metric, '-'):<24}" for metric in metrics)).rstrip())
     return "\n".join(lines)

@@ -1,92 +1,93 @@
 """Settings of the runner. Light: imports no torch."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ehr_core import MISSING
-from ehr_core.plugins import KINDS, registry
+from ehr_core.plugins import default_choices
+from ehr_eval.settings import FeaturesConfig, ScoringConfig
 
 from ehr_train.settings import TrainConfig
 
-
-@dataclass
-class RecipeConfig:
-    """A named set of choices; a recipe is a YAML file in a plugin's ``conf/recipe`` folder."""
-
-    name: str = "demo"
-    title: str = "EHR foundation model"
-    """Heading of the report."""
-
-
-@dataclass
-class EvaluationConfig:
-    """How predictions are scored."""
-
-    num_bootstrap: int = 1000
-    """Resamples of subjects for the confidence intervals."""
-    confidence: float = 0.95
-    split: str = "held_out"
-
-
-CHOICES: dict[str, str | list[str]] = {
+CHOICES: dict[str, str | list[str] | None] = {
     "source": "synthetic",
     "tokenizer": "ethos",
+    "embedding": None,
     "model": "gpt",
     "objective": "next_token",
     "strategy": "ddp",
+    "adapter": None,
     "tracker": ["jsonl", "tensorboard"],
     "task": ["in_hospital_mortality", "readmission_30d"],
     "predictors": ["direct", "finetuned", "xgboost"],
+    "metric": [],
     "executor": "serial",
 }
 """What runs when nothing is said, as far as it is installed."""
 
 
-def _defaults() -> list[Any]:
-    installed = {(place.group, name) for kind, place in KINDS.items() for name in registry().components[kind]}
-    found: list[Any] = []
-    for group, choice in CHOICES.items():
-        if isinstance(choice, list):
-            found.append({group: [name for name in choice if (group, name) in installed]})
-        elif (group, choice) in installed:
-            found.append({group: choice})
-    return [*found, {"train": "default"}, "_self_", {"recipe": "demo"}]
+@dataclass
+class EvaluationConfig:
+    """How predictions are scored; metrics are chosen with ``metric``."""
+
+    num_bootstrap: int = ScoringConfig.num_bootstrap
+    """Resamples of subjects for the confidence intervals."""
+    confidence: float = ScoringConfig.confidence
+    """Coverage of the intervals."""
+    split: str = ScoringConfig.split
+    """Split to score: train, tuning or held_out."""
 
 
 @dataclass
 class RunnerConfig:
     """``ehr-train``: any MEDS dataset to a trained and evaluated model. With no arguments, a synthetic cohort."""
 
-    defaults: list[Any] = field(default_factory=_defaults)
-    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    defaults: list[Any] = field(default_factory=lambda: ["_self_", *default_choices(CHOICES), {"train": "default"}])
+    recipe: str | None = None
+    """A named set of choices, or a YAML file of your own; what the command line says comes after it and wins."""
     source: Any = MISSING
-    labels: str | None = None
-    """MEDS labels: a folder with one Parquet file a split, or a folder of such folders. None: ask the tasks."""
+    labels: Path | None = None
+    """Labels of one task, or a folder of such folders (`docs/formats.md`). None: ask the tasks."""
+    kind: str | None = None
+    """Kind of outcome, where the columns of the labels leave it open: ``integer_value`` is a class unless this is
+    ``regression``."""
     tokenizer: Any = MISSING
-    store: str | None = None
+    store: Path | None = None
     """A token store that was made earlier: the model is trained on it, and that is all. There are no records then, so
-    leave out source, tokenizer and labels; ``ehr-eval predict`` predicts with the run."""
-    start_from: str | None = None
+    leave out source and tokenizer; ``ehr-eval predict`` predicts with the run."""
+    start_from: Path | None = None
     """Run folder whose model is trained further, in place of ``model``, with its tokenizer; settings of a tokenizer
-    that differ from that one's are refused."""
+    that differ from that one's are refused. With ``store`` the vocabulary may have grown since."""
     adapter: Any = None
-    """Train an adapter on the model of ``start_from``, which stays frozen: ``lora``, ``lora_all``, ``dora``,
-    ``rslora``, ``{name: lora, rank: 4}``, or a folder with an adapter."""
+    """Train an adapter on the model of ``start_from``, which stays frozen."""
+    adapter_from: Path | None = None
+    """Folder of an adapter that was trained before, to go on with."""
+    embedding: Any = None
+    """Learn or read a vector for each token first, and start the model's token table from them."""
     model: Any = MISSING
     objective: Any = MISSING
+    label_task: str | None = None
+    """The task that an objective with labels is pretrained on, where there are several."""
     strategy: Any = MISSING
     tracker: dict[str, Any] = field(default_factory=dict)
     task: dict[str, Any] = field(default_factory=dict)
     predictors: dict[str, Any] = field(default_factory=dict)
+    """Baselines and predictors to fit and compare. Empty: the model is trained, and that is all."""
+    metric: dict[str, Any] = field(default_factory=dict)
+    """Metrics. Empty: all that are installed and speak a task's kind of outcome."""
     executor: Any = MISSING
     train: TrainConfig = field(default_factory=TrainConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    title: str | None = None
+    """Heading of the report. None: the dataset's name and the tasks."""
     world_size: Any = "auto"
     """Number of training processes; auto: the GPUs there are, else 1."""
     seed: int = 42
-    output: str | None = None
+    output: Path | None = None
     """Folder for the report and predictions. None: outputs/DATE/TIME."""
-    stages: str | None = None
+    stages: Path | None = None
     """Folder for finished stages. None: OUTPUT/stages, or outputs/stages when no output is given."""
     dry_run: bool = False
-    """Say what would run, and stop."""
+    """Check everything, say what would run and how long it would take, and stop."""
