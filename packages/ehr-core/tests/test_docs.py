@@ -25,7 +25,7 @@ DOCS = Path(__file__).parents[3] / "docs"
 PAGE = DOCS / "hooks.md"
 HOOKS = [name for name, value in vars(hookspecs).items() if hasattr(value, "ehr_spec")]
 INSTALLED_CHECK = checks.check_import_is_light  # looks a component up among the installed ones
-NEEDS = {"source": "polars", "objective": "ehr_models"}
+NEEDS = {"source": "polars", "objective": "transformers", "adapter": "transformers"}
 """What the checks of a kind import, beyond what the plugin itself does."""
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the docs folder is not beside the packages")
 

@@ -1,10 +1,6 @@
 """Settings of adapters. Nothing heavy is imported here."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
-
-from ehr_core.errors import ConfigError
+from dataclasses import dataclass
 
 
 @dataclass
@@ -27,45 +23,3 @@ class AdapterConfig:
     embeddings: bool = False
     """Train the token table and the output layer as well, and keep them with the adapter; for vocabularies that have
     grown."""
-
-
-PRESETS = {
-    "lora": AdapterConfig(),
-    "lora_all": AdapterConfig("lora_all", rank=16, alpha=32, targets="all"),
-    "dora": AdapterConfig("dora", dora=True),
-    "rslora": AdapterConfig("rslora", rank=64, alpha=16, targets="all", rslora=True),
-}
-"""Settings by name; `preset` gives a copy."""
-
-
-def preset(name: str) -> AdapterConfig:
-    """A copy of a preset, to change. KeyError for a name that is none."""
-    return replace(PRESETS[name])
-
-
-def resolve(asked: str | Mapping[str, Any]) -> AdapterConfig:
-    """A preset by its name, or one by the ``name`` in a mapping (``lora`` when there is none) with changed settings.
-
-    Raises ConfigError for an unknown name or setting, or a value of another type.
-    """
-    changes = {"name": asked} if isinstance(asked, str) else {"name": "lora", **asked}
-    base = PRESETS.get(changes["name"])
-    if base is None:
-        raise ConfigError(
-            f"no adapter is named {changes['name']!r}, and no folder with an adapter.json is called so; "
-            f"allowed: {', '.join(PRESETS)}"
-        )
-    defaults = asdict(base)
-    for key in changes:
-        if key not in defaults:
-            raise ConfigError(f"adapter has no setting {key!r}; allowed: {', '.join(defaults)}")
-    check_types(changes)
-    return replace(base, **changes)
-
-
-def check_types(values: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a setting's value of another type than its default's."""
-    for key, value in values.items():
-        kind = type(getattr(AdapterConfig, key))
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise ConfigError(f"adapter.{key} is {value!r}; it must be of type {kind.__name__}")

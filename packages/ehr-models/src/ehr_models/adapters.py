@@ -1,7 +1,7 @@
 """Adapters: small trained parts on a frozen network, made with peft, and kept with what else was trained.
 
 FOLDER/adapter_config.json  adapter_model.safetensors   as peft reads them, with token table and output layer if trained
-FOLDER/adapter.json                                     settings, base, size of the vocabulary, the objective's settings
+FOLDER/adapter.json                    component and settings, base, size of the vocabulary, the objective's settings
 FOLDER/objective.safetensors                            the head, where the objective has parameters
 
 Every linear layer of our networks is a module that is called, so an adapter on it is in the path of every forward;
@@ -9,7 +9,7 @@ experts are no linear layers and stay as they are. Whatever grows with the vocab
 table: biases and the output layer, tied where it was tied.
 """
 
-import dataclasses
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,15 +30,49 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ehr_models.adapter_settings import AdapterConfig, check_types, resolve
+from ehr_models.adapter_settings import AdapterConfig
+from ehr_models.base import EhrModel
+from ehr_models.code_vectors import CodeEmbedding
 from ehr_models.digest import weights_digest
 
 TARGETS = ("attention", "feed_forward", "all")
 FACTS, TENSORS, HEAD = "adapter.json", "adapter_model.safetensors", "objective.safetensors"
+ATTENTION = re.compile(r"att|^(q|k|v|qkv|query|key|value)(_|$)")
+"""In the name of a module: it belongs to attention."""
 NOT_ADAPTED = ("router", "lm_head")
 DEFAULT = "default"
 ORIGINAL = ".original_module."
 """What peft puts into the names of tensors beside which it trains a copy."""
+
+
+class LowRank:
+    """`ehr_core.protocols.Adapter`: LoRA and its variants, one on a model. The functions below know of several."""
+
+    def __init__(self, settings: AdapterConfig):
+        check(settings)
+        self.settings = settings
+
+    def apply(self, model: nn.Module) -> PeftModel:
+        """See `wrap`."""
+        return wrap(model, self.settings)
+
+    def load(self, model: nn.Module, folder: Path, objective: nn.Module | None = None) -> PeftModel:
+        """See `load`. Raises FormatError for a folder with an adapter of other settings, too."""
+        if (found := _facts(Path(folder))[0]) != self.settings:
+            kept, wanted = to_plain(found), to_plain(self.settings)
+            odd = next(name for name in wanted if kept[name] != wanted[name])
+            raise FormatError(f"{folder} is an adapter with {odd}={kept[odd]}, and this one has {odd}={wanted[odd]}")
+        return load(model, folder, objective)
+
+    def save(self, model: nn.Module, folder: Path, objective: nn.Module | None = None) -> None:
+        """See `save`."""
+        assert isinstance(model, PeftModel), "the model was not adapted"
+        save(model, folder, objective)
+
+    def merge(self, model: nn.Module) -> Any:
+        """See `merge`."""
+        assert isinstance(model, PeftModel), "the model was not adapted"
+        return merge(model)
 
 
 def wrap(model: Any, settings: AdapterConfig, name: str = DEFAULT) -> PeftModel:
@@ -67,16 +101,6 @@ def wrap(model: Any, settings: AdapterConfig, name: str = DEFAULT) -> PeftModel:
     return model
 
 
-def apply(model: Any, asked: str | Mapping[str, Any]) -> PeftModel:
-    """The model with the adapter that a user asks for: a preset, one with changes, or one that `save` wrote.
-
-    Raises ConfigError as `resolve` and `wrap` do, and FormatError as `load` does.
-    """
-    if isinstance(asked, str) and (Path(asked) / FACTS).is_file():
-        return load(model, Path(asked))
-    return wrap(model, resolve(asked))
-
-
 def save(model: PeftModel, folder: str | Path, objective: nn.Module | None = None, name: str = DEFAULT) -> None:
     """Write one adapter with the token table and the output layer, if they were trained, and the objective's head.
 
@@ -86,7 +110,8 @@ def save(model: PeftModel, folder: str | Path, objective: nn.Module | None = Non
     if name not in known:
         raise ConfigError(f"the model has no adapter {name!r}; it has {', '.join(known) or 'none that `wrap` gave it'}")
     facts = {
-        "settings": dataclasses.asdict(known[name]),
+        "name": known[name].name,
+        "settings": to_plain(known[name]),
         "base": model.ehr_bases[known[name].embeddings],
         "vocab_size": _plain(model).config.vocab_size,
         "objective": _objective(objective),
@@ -106,12 +131,7 @@ def load(model: Any, folder: str | Path, objective: nn.Module | None = None, nam
     for an adapter that was made for other weights or another objective, or a folder that is none.
     """
     folder = Path(folder)
-    facts = read_json(folder / FACTS)
-    try:
-        settings, base, size = AdapterConfig(**facts["settings"]), facts["base"], facts["vocab_size"]
-        trained = facts["objective"]
-    except (KeyError, TypeError) as error:
-        raise FormatError(f"{folder / FACTS} does not describe an adapter ({error!r}); save it again") from error
+    settings, base, size, trained = _facts(folder)
     if isinstance(model, PeftModel):
         found = model.ehr_bases[settings.embeddings]
     else:
@@ -153,35 +173,62 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     return {"total": total, "trainable": trainable, "adapter": adapter, "frozen": total - trainable}
 
 
+def _facts(folder: Path) -> tuple[AdapterConfig, str, int, Any]:
+    """Settings, base, size of the vocabulary and the objective's settings of a folder. Raises FormatError."""
+    facts = read_json(folder / FACTS)
+    try:
+        settings = AdapterConfig(**facts["settings"])
+        check(settings)
+        return settings, facts["base"], facts["vocab_size"], facts["objective"]
+    except (KeyError, TypeError, ConfigError) as error:
+        raise FormatError(f"{folder / FACTS} does not describe an adapter ({error}); save it again") from error
+
+
 def target_names(model: nn.Module, targets: str) -> list[str]:
-    """Full names of the linear layers to adapt: those in numbered blocks, by whether attention is in their name."""
-    if targets not in TARGETS:
-        raise ConfigError(f"adapter.targets is {targets!r}; it must be one of {', '.join(TARGETS)}")
-    found = []
-    for name, module in model.named_modules():
-        parts = name.split(".")
-        if not isinstance(module, nn.Linear) or not any(part.isdigit() for part in parts):
-            continue
-        is_attention = any("att" in part for part in parts)
-        wanted = targets == "all" or is_attention == (targets == "attention")
-        if wanted and not set(parts) & {*NOT_ADAPTED, *getattr(model, "not_adapted", ())}:
-            found.append(name)
-    if not found:
+    """Full names of the linear layers to adapt: those in numbered blocks, or all where a model has no such blocks.
+
+    A layer belongs to attention when its name, or that of a module around it, says so.
+    """
+    left_out = {*NOT_ADAPTED, *getattr(model, "not_adapted", ())}
+    linear = [name.split(".") for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [parts for parts in linear if not left_out & set(parts)]
+    in_blocks = [parts for parts in linear if any(part.isdigit() for part in parts)]
+    chosen = [
+        ".".join(parts)
+        for parts in in_blocks or linear
+        if targets == "all" or any(ATTENTION.search(part) for part in parts) == (targets == "attention")
+    ]
+    if not chosen:
         raise ConfigError(f"{type(model).__name__} has no linear layer for adapter.targets={targets}; choose another")
-    return found
+    return chosen
 
 
-def _peft_config(plain: Any, settings: AdapterConfig) -> LoraConfig:
-    check_types(dataclasses.asdict(settings))
+def check(settings: AdapterConfig) -> None:
+    """Raise ConfigError for settings that cannot be, or a value of another type than its default's."""
+    for key, value in to_plain(settings).items():
+        kind = type(getattr(AdapterConfig, key))
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise ConfigError(f"adapter.{key} is {value!r}; it must be of type {kind.__name__}")
+    if settings.targets not in TARGETS:
+        raise ConfigError(f"adapter.targets is {settings.targets!r}; it must be one of {', '.join(TARGETS)}")
     if min(settings.rank, settings.alpha) < 1 or not 0 <= settings.dropout < 1:
         raise ConfigError(
             f"adapter: rank is {settings.rank}, alpha {settings.alpha} and dropout {settings.dropout}; "
             "rank and alpha must be at least 1, and dropout at least 0 and below 1"
         )
+
+
+def _peft_config(plain: Any, settings: AdapterConfig) -> LoraConfig:
+    check(settings)
     table = None
     if settings.embeddings:
         table = _vocabulary_parts(plain)
-        if getattr(_table(plain), "projection", None) is not None:
+        if not table:
+            raise ConfigError(
+                f"adapter.embeddings trains the token table, and {type(plain).__name__} has no get_input_embeddings to "
+                "show it; set it to false"
+            )
+        if isinstance(plain.get_input_embeddings(), CodeEmbedding) and plain.get_input_embeddings().projection:
             raise ConfigError("adapter.embeddings cannot train a token table behind a projection; set it to false")
     return LoraConfig(
         r=settings.rank,
@@ -204,16 +251,22 @@ def _plain(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def _table(plain: Any) -> nn.Module:
-    table: nn.Module = plain.get_input_embeddings()
+def _table(plain: Any) -> nn.Module | None:
+    """The token table; None for a model that does not show it."""
+    try:
+        table: nn.Module = plain.get_input_embeddings()
+    except NotImplementedError:
+        return None
     return table
 
 
 def _vocabulary_parts(plain: Any) -> list[str]:
     """Full names of the modules that grow with the vocabulary: the token table, and what is an output layer's own."""
-    network = getattr(plain, "inner", plain)
-    parts = (_table(plain), network.get_output_embeddings(), getattr(plain, "head", None))
-    return [name for name, module in plain.named_modules() if any(module is part for part in parts)]
+    table = _table(plain)
+    if table is None:
+        return []
+    own = plain.output_layers() if isinstance(plain, EhrModel) else [plain.get_output_embeddings()]
+    return [name for name, module in plain.named_modules() if any(module is part for part in (table, *own))]
 
 
 def _left_out(model: Any, embeddings: bool) -> set[str]:

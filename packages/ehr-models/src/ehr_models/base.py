@@ -151,6 +151,10 @@ class EhrModel(PreTrainedModel):
         """None: the output layer is the token table itself, so there is nothing to tie or to save twice."""
         return
 
+    def output_layers(self) -> list[nn.Module]:
+        """Modules that grow with the vocabulary, besides the token table."""
+        return []
+
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) to (..., P); padded ids are at minus infinity, so that they are never predicted or sampled."""
         table = self.output_table()

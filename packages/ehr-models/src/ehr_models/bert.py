@@ -129,6 +129,10 @@ class Bert(EhrModel):
         weights = tuple(layout.weights) if layout.weights is not None else None
         return EhrOutput(last_hidden_state=self.norm(x_BTD), losses={}, attentions=weights)
 
+    def output_layers(self) -> list[nn.Module]:
+        """The head, for its biases and perhaps a table of its own."""
+        return [self.head]
+
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) to (..., P); padded ids are at minus infinity, so that they are never predicted or drawn."""
         x = self.head(hidden)

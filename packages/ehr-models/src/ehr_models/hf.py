@@ -172,6 +172,11 @@ class HFModel(EhrModel):
         dtype = self.get_input_embeddings().weight.dtype
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
+    def output_layers(self) -> list[nn.Module]:
+        """The inner network's output layer, where it has one by that name."""
+        layer = self.inner.get_output_embeddings()
+        return [] if layer is None else [layer]
+
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) to (..., P); padded ids are at minus infinity, so that they are never predicted or sampled."""
         logits = scale_logits(self.inner.config, find_head(self.inner, self.config.kind)(hidden))

@@ -1,10 +1,11 @@
-"""What ehr-models brings: networks and objectives. Nothing heavy is imported here."""
+"""What ehr-models brings: networks, objectives and adapters. Nothing heavy is imported here."""
 
 from collections.abc import Iterator
 
 from ehr_core import Component, hookimpl
 from ehr_core.outcomes import BINARY, MULTICLASS, MULTILABEL, REGRESSION, SURVIVAL
 
+from ehr_models.adapter_settings import AdapterConfig
 from ehr_models.bert_settings import BertConfig
 from ehr_models.hf_settings import HFConfig
 from ehr_models.objectives.settings import (
@@ -105,4 +106,14 @@ def ehr_objectives() -> Iterator[Component]:
         config=TimeToEventConfig,
         summary="Predict when an event comes, by a piecewise constant hazard; MOTOR's loss",
         outcomes=(SURVIVAL, BINARY),
+    )
+
+
+@hookimpl
+def ehr_adapters() -> Iterator[Component]:
+    yield Component(
+        name="lora",
+        target="ehr_models.adapters:LowRank",
+        config=AdapterConfig,
+        summary="Low-rank adapters: LoRA, and as presets DoRA and rsLoRA",
     )
