@@ -9,7 +9,7 @@ from ehr_core.formats.folder import digest_of, file_digests
 from ehr_core.formats.labels import Labels
 from ehr_core.formats.run import Run
 from ehr_core.formats.tokens import TokenStore
-from ehr_core.outcomes import COLUMNS, Question
+from ehr_core.outcomes import COLUMNS, REGRESSION, Question
 from ehr_core.plugins import registry
 
 from ehr_train import checkpoint
@@ -56,7 +56,7 @@ def open_job(job: TrainJob) -> Parts:
         raise ConfigError("an adapter needs a trained model to sit on; give the run to start from")
     store = TokenStore(job.store)
     labels = job_labels(job, store)
-    job = job.resolved()
+    job = resolve(job, labels)
     learner = build_learner(job, store, labels.question if labels else None)
     context = context_length(job.train.context_length, learner.model)
     share = is_causal(learner.model)
@@ -66,6 +66,23 @@ def open_job(job: TrainJob) -> Parts:
     if "tuning" in there and (labels is None or len(labels.tables["tuning"])):
         tuning = load(store, "tuning", labels, context, job.seed, share)
     return Parts(job, store, labels, learner, context, train, tuning, _inputs(job, store, labels))
+
+
+def resolve(job: TrainJob, labels: Labels | None) -> TrainJob:
+    """The job with what others decide: the model of the run that it starts from, and where numbers lie.
+
+    Settings ``center`` and ``scale`` of an objective for numbers that are null become mean and standard deviation of
+    the train labels, so that the run keeps them.
+    """
+    job = job.resolved()
+    if labels is None or labels.asked().kind != REGRESSION:
+        return job
+    value_N = labels.array("train")
+    spread = {"center": float(value_N.mean()), "scale": float(value_N.std()) or 1.0}
+    names = {field.name for field in dataclasses.fields(job.objective)}
+    wanted = [name for name in spread if name in names and getattr(job.objective, name) is None]
+    objective = dataclasses.replace(job.objective, **{name: spread[name] for name in wanted})
+    return dataclasses.replace(job, objective=objective)
 
 
 def job_labels(job: TrainJob, store: TokenStore) -> Labels | None:
@@ -132,12 +149,6 @@ def start_from(job: TrainJob, store: TokenStore) -> Any:
     return model
 
 
-def input_digests(job: TrainJob) -> dict[str, str]:
-    """Name to digest of everything that a job reads."""
-    store = TokenStore(job.store)
-    return _inputs(job, store, job_labels(job, store))
-
-
 def _inputs(job: TrainJob, store: TokenStore, labels: Labels | None) -> dict[str, str]:
     inputs = {"store": store.manifest.digest}
     if job.start is not None:
@@ -155,4 +166,6 @@ def is_made(job: TrainJob, world_size: int) -> bool:
         found = Run(job.output).manifest.content.get("job")
     except FormatError:
         return False
-    return bool(found == job.resolved().digest(input_digests(job), world_size))
+    store = TokenStore(job.store)
+    labels = job_labels(job, store)
+    return bool(found == resolve(job, labels).digest(_inputs(job, store, labels), world_size))

@@ -82,9 +82,7 @@ def check_model_causality(make: Maker, folder: Path) -> None:
     if "causal" in model.provides:
         close(two[:, :16], one[:, :16], "later tokens change earlier outputs")
     else:
-        assert not torch.allclose(one[:, :16], two[:, :16]), (
-            "it is causal, and provides does not say so"
-        )
+        assert not torch.allclose(one[:, :16], two[:, :16]), "it is causal, and provides does not say so"
 
 
 @every_variant
