@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ehr_core import Component, hookimpl
+from ehr_core.outcomes import KINDS
 
 
 @dataclass
@@ -18,7 +19,7 @@ class XGBoostConfig:
     num_rounds: int = 2000
     """Trees, at most."""
     early_stopping_rounds: int = 50
-    """Stop when the log loss on tuning has not improved for so many trees."""
+    """Stop when the loss on tuning has not improved for so many trees."""
     subsample: float = 1.0
     """Share of rows that a tree sees."""
     colsample: float = 0.3
@@ -40,4 +41,5 @@ def ehr_baselines() -> Iterator[Component]:
         target="ehr_xgboost.baseline:XGBoost",
         config=XGBoostConfig,
         summary="Gradient-boosted trees on counts and values",
+        outcomes=KINDS,
     )
