@@ -144,6 +144,30 @@ def load_run(path: Path | str, device: torch.device) -> tuple[Run, Learner]:
     return run, Learner(model, objective).to(device).eval()
 
 
+def grow_model(model: Any, size: int) -> None:
+    """Let the vocabulary of a model grow to ``size`` tokens; ids that it has keep what they learned.
+
+    Raises ConfigError for a model that cannot.
+    """
+    name, known = type(model).__name__, model.config.vocab_size
+    if size < known:
+        raise ConfigError(f"{name} knows {known} tokens, and the vocabulary has {size}; it can only grow")
+    try:
+        model.resize_token_embeddings(size, mean_resizing=False)
+    except NotImplementedError:
+        raise ConfigError(
+            f"the vocabulary grew from {known} to {size} tokens, and {name} cannot: it has no get_input_embeddings; "
+            "train it anew"
+        ) from None
+    weight = model.get_input_embeddings().weight
+    rows = model.lm_logits(torch.zeros(1, model.width, dtype=weight.dtype, device=weight.device)).shape[-1]
+    if model.config.vocab_size != size or rows < size:
+        raise ConfigError(
+            f"the vocabulary grew from {known} to {size} tokens, and the output layer of {name} did not: it has "
+            f"{rows} rows; its resize_token_embeddings has to see to that"
+        )
+
+
 def trained_names(module: nn.Module) -> set[str]:
     """Names in the module's state of all that is not frozen: parameters that are trained, and buffers."""
     frozen = {name for name, weight in module.named_parameters(remove_duplicate=False) if not weight.requires_grad}

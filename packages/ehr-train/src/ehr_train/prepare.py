@@ -18,6 +18,7 @@ from ehr_train.learner import (
     Learner,
     check_provided,
     context_length,
+    grow_model,
     is_causal,
     make_learner,
     make_objective,
@@ -145,7 +146,7 @@ def start_from(job: TrainJob, store: TokenStore) -> Any:
         )
     model = model_of(run, content)
     if len(store.vocabulary) > len(run.vocabulary):
-        model.resize_token_embeddings(len(store.vocabulary))
+        grow_model(model, len(store.vocabulary))
     return model
 
 
