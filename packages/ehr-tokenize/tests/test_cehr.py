@@ -150,7 +150,7 @@ def test_a_time_token_has_years_months_and_days(world, tmp_path):
 
 
 def test_codes_that_are_too_rare_become_unk_and_are_counted(world):
-    tokenizer = fitted(world, min_count=2, min_subjects=2)
+    tokenizer = fitted(world, min_count=2, min_subjects=2, keep_codes=[])
     count = {token.token: token.count for token in tokenizer.vocabulary.tokens}
     assert "LAB//K" not in count
     assert (count["[UNK]"], count["DX//A"]) == (7, 2)

@@ -112,7 +112,7 @@ def test_bins_can_be_named_by_their_number_and_birth_left_out(world):
 
 
 def test_a_code_of_too_few_subjects_becomes_unk_and_is_counted(world):
-    tokenizer = fitted(world, min_subjects=2, keep=["ADM"])
+    tokenizer = fitted(world, min_subjects=2, keep_codes=["ADMISSION"])
     count = {token.token: token.count for token in tokenizer.vocabulary.tokens}
     assert "LAB//FLAT" not in count
     assert "MEDS_BIRTH" not in count
@@ -142,8 +142,7 @@ def test_a_misspelt_name_is_an_error_that_names_the_nearest_token(world):
 
 
 def test_settings_and_data_that_cannot_work_are_refused(world):
-    for wrong, message in [({"bins": "x"}, "tokenizer.bins"), ({"min_subjects": 0}, "min_subjects"),
-                           ({"keep": ["("]}, "no regular expression")]:  # fmt: skip
+    for wrong, message in [({"bins": "x"}, "tokenizer.bins"), ({"min_subjects": 0}, "min_subjects")]:
         with pytest.raises(ConfigError, match=message):
             Fused(FusedConfig(**wrong))
     with pytest.raises(DataError, match="no event with a time"):

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+from ehr_core.formats.intervals import Intervals
+from ehr_core.formats.vocabulary import Vocabulary
 from ehr_core.plugins import registry
 from ehr_core.testing import tokenizer_checks as checks
 from ehr_tokenize.grammars.fused import Fused
@@ -81,7 +83,38 @@ def numbers_move_by_one(monkeypatch):
     changed(monkeypatch, "encode", change)
 
 
+def intervals_are_of_nothing(monkeypatch):
+    monkeypatch.setattr(Fused, "intervals", Intervals())
+
+
+def a_part_of_the_summary_has_another_type(monkeypatch):
+    monkeypatch.setattr(Fused, "summary_type", dict[str, int])
+
+
+def growth_sorts_the_vocabulary(monkeypatch):
+    before = Fused.grow
+
+    def grow(self, new):
+        before(self, new)
+        self.vocabulary = Vocabulary(sorted(self.vocabulary.tokens, key=lambda token: token.token))
+
+    monkeypatch.setattr(Fused, "grow", grow)
+
+
+def growth_takes_nothing(monkeypatch):
+    monkeypatch.setattr(Fused, "grow", lambda self, new: None)
+
+
+def unknown_codes_count_once(monkeypatch):
+    changed(monkeypatch, "unknown_events", lambda _, found: dict.fromkeys(found, 1))
+
+
 BREAKS = {
+    intervals_are_of_nothing: checks.check_tokenizer_says_what_it_is,
+    a_part_of_the_summary_has_another_type: checks.check_tokenizer_summary_survives_being_kept,
+    growth_sorts_the_vocabulary: checks.check_tokenizer_grows,
+    growth_takes_nothing: checks.check_tokenizer_grows,
+    unknown_codes_count_once: checks.check_tokenizer_counts_what_it_does_not_know,
     first_token_tells_the_length: checks.check_tokenizer_knows_only_the_past,
     last_row_of_an_instant_is_lost: checks.check_tokenizer_ignores_the_order_of_an_instant,
     breaks_are_of_the_first_shard: checks.check_tokenizer_ignores_how_records_are_sharded,

@@ -264,7 +264,7 @@ def test_ids_of_sex_and_region_stay_below_their_limits(world):
     rows.sort(key=lambda row: (row[0], row[1] or ""))
     tokenizer = Visits(VisitsConfig(**ALL, static="columns", max_regions=4))
     tokenizer.fit([tokenizer.summarize(world.frame(rows))])
-    assert tokenizer.static_ids["region"] == {"B": 2, "A": 3}  # by frequency, then by name
+    assert tokenizer.values["region"] == ["B", "A"]  # by frequency, then by name
     assert tokenizer.encode(world.frame(rows)).columns["region"].max() == 3
 
 

@@ -124,7 +124,7 @@ def test_how_train_is_cut_into_shards_changes_nothing(world, train, cut, reverse
     shards = [joined(part) for part in apart]
     two = fitted(world, shards[::-1] if reverse else shards, grammar)
     assert one.vocabulary.tokens == two.vocabulary.tokens
-    assert (one.static_ids, one.prefix) == (two.static_ids, two.prefix)
+    assert (one.values, one.prefix) == (two.values, two.prefix)
     together = one.encode(world.frame(joined(train)))
     pieces = [two.encode(world.frame(rows)) for rows in shards]
     for name in ("token", "time", *one.columns):

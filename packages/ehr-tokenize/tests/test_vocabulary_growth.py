@@ -6,7 +6,6 @@ import pytest
 from ehr_core.cli import run
 from ehr_core.errors import ConfigError
 from ehr_core.formats.vocabulary import Vocabulary
-from ehr_tokenize.fit import grow
 from ehr_tokenize.store import coverage
 
 FIRST = [
@@ -186,17 +185,6 @@ def test_growth_takes_in_the_codes_that_the_old_site_left_out(site, world):
     assert state(again) == state(new)
 
 
-def test_only_a_fitted_tokenizer_that_can_grow_grows(site):
+def test_only_a_fitted_tokenizer_grows(site):
     with pytest.raises(ConfigError, match="give fitted=STORE"):
         site("x", FIRST, "grow=true")
-
-    class Fixed:
-        pass
-
-    with pytest.raises(ConfigError, match="Fixed cannot grow"):
-        grow.unfitted(Fixed())
-
-
-def test_lists_of_names_grow_and_lists_of_numbers_stay():
-    old, new = {"dropped": ["A"], "edges": [1.0]}, {"dropped": ["B", "OLD"], "edges": [2.0], "more": 1}
-    assert grow._joined(old, new, {"OLD"}) == {"dropped": ["A", "B"], "edges": [1.0], "more": 1}

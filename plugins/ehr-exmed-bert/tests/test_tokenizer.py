@@ -48,7 +48,7 @@ def test_each_code_has_age_visit_entity_sex_and_region(tmp_path):
     assert state["entity"] == {"other": 1, "diagnosis": 2, "drug": 3, "measurement": 4, "procedure": 5}
     assert state["sex"] == {"F": 2, "M": 3}
     assert state["region"] == {"CA": 2}
-    assert state["specials"]["[MASK]"] == 4
+    assert store.vocabulary["[MASK]"] == 4
 
 
 def test_levels_repeats_and_separators_are_settings(tmp_path):

@@ -210,8 +210,7 @@ def test_rare_tokens_become_unk():
 def test_coverage_counts_the_events_that_became_unk_and_not_those_outside_of_stays():
     tokenizer = fitted()
     rows = [*HELD_OUT, (8, "2020-04-02 12:00", "NEVER IN A STAY")]
-    known = coverage.known_codes(tokenizer.vocabulary)
-    found = coverage.code_events(frame(rows), tokenizer, known)
+    found = coverage.code_events(frame(rows), tokenizer)
     assert {code: counts for code, counts in found.items() if counts[1]} == {
         **dict.fromkeys(("NEW", "LAB//K_Q3", "HOSPITAL_ADMISSION//NEW"), (1, 1, 0)),
         "RACE//BLACK": (1, 1, 0),  # one event, though it is the race of two hospitalizations

@@ -100,7 +100,7 @@ def test_of_two_hospitalizations_that_begin_at_once_each_has_its_own_admission()
 def test_rows_that_name_no_hospitalization_are_events_of_the_report_and_not_unknown():
     tokenizer, _ = by_key(OVERLAP)
     more = [*OVERLAP, (2, "2020-01-01", "NEW", None), (2, "2020-01-01", "NEWER", "9")]
-    found = coverage.code_events(keyed(more), tokenizer, coverage.known_codes(tokenizer.vocabulary))
+    found = coverage.code_events(keyed(more), tokenizer)
     assert (found["LOST"], found["NEW"], found["NEWER"]) == ((1, 0, 0), (1, 0, 0), (1, 1, 0))
 
 

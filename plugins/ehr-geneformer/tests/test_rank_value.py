@@ -10,6 +10,7 @@ from ehr_core.cli import run
 from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats.folder import read_json
 from ehr_core.formats.tokens import TokenStore
+from ehr_core.formats.vocabulary import Vocabulary
 from ehr_core.testing.tiny import write_events
 from ehr_geneformer.plugin import RankValueConfig
 from ehr_geneformer.tokenizer import RankValue
@@ -121,7 +122,8 @@ def test_a_published_vocabulary_keeps_its_ids_and_has_no_unk(fitted, frame, word
     (tmp_path / "state").mkdir()
     tokenizer.save(tmp_path / "state")
     saved = json.loads((tmp_path / "state" / "tokenizer.json").read_text())
-    assert saved["state"]["specials"] == {"[PAD]": 0, "[MASK]": 1}
+    tokens = Vocabulary.load(tmp_path / "state").tokens
+    assert [(index, t.token) for index, t in enumerate(tokens) if t.kind == "special"] == [(0, "[PAD]"), (1, "[MASK]")]
     assert str(tmp_path) not in json.dumps(saved)
 
 
@@ -233,7 +235,7 @@ def test_a_published_code_without_a_median_is_reported_as_unknown(fitted, frame,
     (tmp_path / "vocab.txt").write_text("<pad>\n<mask>\nA\nB\nOTHER\n")
     tokenizer = fitted(vocabulary=str(tmp_path / "vocab.txt"))
     rows = frame([(7, DAY, "A", 1.0), (7, DAY, "OTHER", 9.0), (7, DAY, "OTHER", 8.0)])
-    found = coverage.code_events(rows, tokenizer, coverage.known_codes(tokenizer.vocabulary))
+    found = coverage.code_events(rows, tokenizer)
     assert found == {"A": (1, 0, 0), "OTHER": (2, 2, 0)}
 
 

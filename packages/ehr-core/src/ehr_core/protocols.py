@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ehr_core.batch import Batch, Loss
+    from ehr_core.formats.intervals import Intervals
     from ehr_core.formats.tokens import Prefix, TokenTable
     from ehr_core.formats.vocabulary import Vocabulary
     from ehr_core.outcomes import Question, Sample
@@ -53,12 +54,32 @@ class Source(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Turns events into tokens; everything that is fitted comes from the train split."""
+    """Turns events into tokens; everything that is fitted comes from the train split.
+
+    `ehr_core.tokenizers.BaseTokenizer` has defaults for all but `summarize`, `fit` and `encode`.
+    """
 
     vocabulary: Vocabulary
     prefix: Prefix
-    columns: Mapping[str, str]
-    """Further columns of the token tables: name to numpy dtype name."""
+    summary_type: Any
+    """The type of summaries, by which they are kept on disk: a dataclass, list, tuple, set, dict or Counter, down to
+    plain values, numpy arrays and `ehr_tokenize.fit.quantiles.Counts`, such as ``Counter[str]``. None: they stay in
+    memory."""
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Further columns of the token tables: name to numpy dtype name."""
+        ...
+
+    @property
+    def event_columns(self) -> Sequence[str]:
+        """Columns of the events that are wanted beyond the four of MEDS; they come as strings."""
+        ...
+
+    @property
+    def intervals(self) -> Intervals:
+        """What the tokens for time stand for."""
+        ...
 
     def summarize(self, events: pl.DataFrame) -> Any:
         """What `fit` needs to know of one shard of the train split; picklable, of bounded size."""
@@ -72,8 +93,28 @@ class Tokenizer(Protocol):
         """Tokens of a shard. An unseen code becomes UNK. A prefix of a record gives a prefix of its tokens."""
         ...
 
+    def unfitted(self) -> Any:
+        """A tokenizer of the same settings that has seen no records, to fit on others."""
+        ...
+
+    def grow(self, new: Any) -> None:
+        """Take up what ``new``, made by `unfitted` and fitted on other records, has besides: its ids follow.
+
+        What was fitted before stays: ids, and the tokens of whatever has no new code.
+        """
+        ...
+
+    def unknown_events(self, events: pl.DataFrame) -> Mapping[str, int]:
+        """Code to how many of its events in a shard become UNK, or nothing where the vocabulary has none."""
+        ...
+
+    def left_out_events(self, events: pl.DataFrame) -> Mapping[str, int]:
+        """Code to how many of its events are left out on purpose, as by a limit on codes."""
+        ...
+
     def save(self, folder: Path) -> None:
-        """Write vocabulary.json, prefix.json and tokenizer.json (``{"name", "settings", "state"}``)."""
+        """Write vocabulary.json, prefix.json and tokenizer.json (``{"name", "settings", "state"}``), and
+        intervals.json where tokens stand for time."""
         ...
 
     def load(self, folder: Path) -> None:

@@ -7,28 +7,22 @@ from typing import Any
 from ehr_core import MISSING, Component, hookimpl
 from ehr_core.cli import program
 
-from ehr_tokenize.prepare.settings import PrepareConfig
+from ehr_tokenize.grammars.settings import GrammarConfig, outcome_codes
 from ehr_tokenize.store.settings import ExportHFConfig, InspectConfig
 from ehr_tokenize.synthetic.settings import SyntheticConfig
 
 
 @dataclass
-class EthosConfig:
+class EthosConfig(GrammarConfig):
     """Code, quantile and time-interval tokens with a static prefix, as in ETHOS (Renc et al. 2024)."""
 
     name: str = "ethos"
     num_quantiles: int = 10
     """Values become one of so many tokens ``Q1``, ``Q2``, ... by breaks fitted per code."""
-    min_count: int = 5
-    """A code with fewer rows than this in train becomes [UNK] (a static one: its slot's unknown token)."""
     static_codes: list[str] = field(default_factory=lambda: ["GENDER", "RACE", "ETHNICITY", "MARITAL_STATUS"])
     """Codes that equal one of these, or start with one and ``//``, belong to the static prefix even with a time."""
     timeline_end: bool = True
     """Whether TIMELINE_END follows a subject's last event."""
-    value: bool = False
-    """Whether the token store has a column ``value``: the number of a code token, NaN where there is none."""
-    prepare: PrepareConfig = field(default_factory=PrepareConfig)
-    """What happens to events first: dates, order, rules; see `ehr_tokenize.prepare`."""
     top_codes: dict[str, int] = field(default_factory=dict)
     """Start of codes to how many of them stay in the timeline, the most frequent in train; the others are left out."""
     numbers: dict[str, str] = field(default_factory=dict)
@@ -43,7 +37,7 @@ class EthosConfig:
 
 
 @dataclass
-class FusedConfig:
+class FusedConfig(GrammarConfig):
     """One token an event, its number binned into the name of its code, as in MEDS-EIC-AR."""
 
     name: str = "fused"
@@ -51,28 +45,20 @@ class FusedConfig:
     """Numbers fall into so many bins by breaks fitted per code; equal breaks count once."""
     bins: str = "value"
     """How a bin is named: ``value`` (``LAB//K//value_[3.5,4)``) or ``quantile`` (``LAB//K//Q4``)."""
-    min_count: int = 5
-    """A code with fewer rows than this in train becomes [UNK] (a static one: its slot's unknown token)."""
     min_subjects: int = 1
     """A code that fewer subjects of train have becomes [UNK]. The original uses 1000 on MIMIC-IV."""
-    keep: list[str] = field(
-        default_factory=lambda: ["MEDS_DEATH", "MEDS_BIRTH", "ADMISSION", "DISCHARGE", "REGISTRATION", "TIME"]
-    )
-    """Regular expressions; a timeline code in which one is found gets a token, however rare."""
+    keep_codes: list[str] = field(default_factory=lambda: ["MEDS_BIRTH", "ADMISSION", "DISCHARGE", *outcome_codes()])
+    """Codes that equal one of these, or start with one and ``//``, get a token however rare: outcomes are asked for."""
     birth_event: bool = True
     """Whether MEDS_BIRTH is an event, too, so that a timeline starts at birth."""
     static_codes: list[str] = field(default_factory=lambda: ["GENDER", "RACE", "ETHNICITY", "MARITAL_STATUS"])
     """Codes that equal one of these, or start with one and ``//``, belong to the static prefix even with a time."""
     timeline_end: bool = True
     """Whether TIMELINE//END follows a subject's last event."""
-    value: bool = False
-    """Whether the token store has a column ``value``: the number of a code token, NaN where there is none."""
-    prepare: PrepareConfig = field(default_factory=PrepareConfig)
-    """What happens to events first: dates, order, rules; see `ehr_tokenize.prepare`."""
 
 
 @dataclass
-class CehrConfig:
+class CehrConfig(GrammarConfig):
     """Visits with artificial time tokens between them, as in CEHR-GPT."""
 
     name: str = "cehr"
@@ -90,18 +76,12 @@ class CehrConfig:
     """Whether a stay has tokens ``i-H9``: the hour of its start and of a new day's first event, else hours passed."""
     num_quantiles: int = 10
     """Numbers become one of so many tokens ``BIN:0``, ``BIN:1``, ... by breaks fitted per code."""
-    min_count: int = 5
-    """A code with fewer rows than this in train becomes [UNK] (a static one: its slot's unknown token)."""
     min_subjects: int = 1
     """A code that fewer subjects of train have becomes [UNK]."""
     static_codes: list[str] = field(default_factory=lambda: ["GENDER", "RACE"])
     """Codes that equal one of these, or start with one and ``//``, follow year and age in the prefix of a window."""
     timeline_end: bool = True
     """Whether [END] follows a subject's last token."""
-    value: bool = False
-    """Whether the token store has a column ``value``: the number of a code token, NaN where there is none."""
-    prepare: PrepareConfig = field(default_factory=PrepareConfig)
-    """What happens to events first: dates, order, rules; see `ehr_tokenize.prepare`."""
 
 
 @dataclass

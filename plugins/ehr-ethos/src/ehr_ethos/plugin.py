@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from ehr_core import MISSING, Component, hookimpl
@@ -12,15 +13,15 @@ class ImportConfig:
     """Make a run folder of a checkpoint of EHR_FM or ETHOS."""
 
     positional: ClassVar[tuple[str, ...]] = ("checkpoint", "output")
-    checkpoint: str = MISSING
+    checkpoint: Path = MISSING
     """``best_model.pt`` or another checkpoint. Nothing in it is executed."""
-    output: str = MISSING
+    output: Path = MISSING
     """Run folder to make."""
     num_heads: int | None = None
     """Attention heads, for a checkpoint that does not say."""
-    vocabulary: str | None = None
+    vocabulary: Path | None = None
     """File with one token a line (``vocab_t....csv``), for a checkpoint without a vocabulary."""
-    interval_estimates: str | None = None
+    interval_estimates: Path | None = None
     """``interval_estimates.json`` of the data that it was trained on; null: the middles of the tokens' borders."""
 
 
@@ -31,7 +32,7 @@ class ExportConfig:
     positional: ClassVar[tuple[str, ...]] = ("run", "output")
     run: str = MISSING
     """Run folder."""
-    output: str = MISSING
+    output: Path = MISSING
     """File to write, such as ``best_model.pt``."""
 
 

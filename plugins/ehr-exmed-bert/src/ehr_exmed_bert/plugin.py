@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ehr_core import MISSING, Component, hookimpl
 from ehr_core.outcomes import BINARY
@@ -28,7 +29,7 @@ class PatientsJsonConfig(TablesConfig):
     """Patients in the JSON of ExMed-BERT, nested or flat, read as a stream and written as MEDS."""
 
     name: str = "patients_json"
-    path: str = MISSING
+    path: Path = MISSING
     """The JSON file: a list of patients, or an object whose ``patients`` is one."""
 
 

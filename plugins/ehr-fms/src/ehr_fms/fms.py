@@ -31,13 +31,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 from ehr_core.config import nearest
+from ehr_core.constants import DAY_US, HOUR_US, MINUTE_US
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import NO_TIME, TokenTable
 from ehr_core.formats.vocabulary import UNK, Token, Vocabulary
 from ehr_tokenize.fit import quantiles
-from ehr_tokenize.fit.vocabularies import assemble, often_enough
-from ehr_tokenize.grammars.base import DAY, HOUR, MINUTE, FittedTokenizer, static_arrays
+from ehr_tokenize.fit.vocabularies import assemble
 from ehr_tokenize.grammars.spacing import Lengths, Once, join
+from ehr_tokenize.grammars.spine import SpacedTokenizer
+from ehr_tokenize.grammars.timeline import static_arrays
 from ehr_tokenize.prepare import arrays
 
 from ehr_fms.layout import lay_out, place_items
@@ -47,12 +49,12 @@ from ehr_fms.stay_rows import Items, StayRows, arrange, find_items, find_prefix,
 from ehr_fms.tables import TABLES, entries, known_columns, read_tables
 
 START, END, TRUNC, ELLIPSIS = "TL_START", "TL_END", "TRUNC", "ELLIPSIS"
-MONTH = int(30.4375 * DAY)
+MONTH = int(30.4375 * DAY_US)
 SPACING = Once(
     ("T_5m-15m", "T_15m-1h", "T_1h-2h", "T_2h-6h", "T_6h-12h", "T_12h-1d", "T_1d-3d", "T_3d-1w", "T_1w-2w", "T_2w-1mt",
      "T_1mt-3mt", "T_3mt-6mt", "T_6mt+"),
-    np.array([5 * MINUTE, 15 * MINUTE, HOUR, 2 * HOUR, 6 * HOUR, 12 * HOUR, DAY, 3 * DAY, 7 * DAY, 14 * DAY, MONTH,
-              3 * MONTH, 6 * MONTH], np.int64),
+    np.array([*(n * MINUTE_US for n in (5, 15)), *(n * HOUR_US for n in (1, 2, 6, 12)),
+              *(n * DAY_US for n in (1, 3, 7, 14)), *(n * MONTH for n in (1, 3, 6))], np.int64),
 )  # fmt: skip
 
 
@@ -69,24 +71,25 @@ class Summary:
     """How often TL_START, TL_END and ELLIPSIS occur."""
 
 
-class Fms(FittedTokenizer):
+class Fms(SpacedTokenizer):
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
-    settings: Any
-    breaks: dict[str, list[float]]
-    saved = (*FittedTokenizer.saved, "prefix_breaks")
+    settings: FmsConfig
+    saved = (*SpacedTokenizer.saved, "prefix_breaks")
     spacing = SPACING
+    summary_type = Summary
 
     def __init__(self, settings: FmsConfig):
-        if settings.tables is not None:  # saved settings are complete without the file
-            found: dict[str, Any] = read_tables(Path(settings.tables))
-            settings = replace(settings, **found, tables=None)
-        super().__init__(settings)
         self.prefix_breaks: dict[str, list[float]] = {}
         """As ``breaks``, for the numbers of the prefix."""
-        self._configure()
+        super().__init__(settings)
 
-    def _configure(self) -> None:
+    def configure(self) -> None:
+        """Check the settings and make what follows from them."""
+        if self.settings.tables is not None:  # saved settings are complete without the file
+            found: dict[str, Any] = read_tables(Path(self.settings.tables))
+            self.settings = replace(self.settings, **found, tables=None)
+        super().configure()
         settings = self.settings
         if settings.quantizer not in LABELS:
             raise ConfigError(f"tokenizer.quantizer is {settings.quantizer!r}.{nearest(settings.quantizer, LABELS)}")
@@ -108,19 +111,20 @@ class Fms(FittedTokenizer):
             raise ConfigError(f"tokenizer.prefix has two entries with the prefix {twice[0]!r}")
         self.labels = LABELS[settings.quantizer]
 
-    def load(self, folder: Path) -> None:
-        """Read back what `save` wrote, settings included. Raises FormatError when it is another tokenizer's."""
-        super().load(folder)
-        self._configure()
+    def portable_settings(self) -> dict[str, Any]:
+        """The settings as JSON values; ranges are in the breaks, not in a file's name."""
+        return super().portable_settings() | {"reference_ranges": None}
 
-    def save(self, folder: Path) -> None:
-        """Write vocabulary.json, prefix.json and tokenizer.json; ranges are in the breaks, not in a file's name."""
-        settings = self.settings
-        try:
-            self.settings = replace(settings, reference_ranges=None)
-            super().save(folder)
-        finally:
-            self.settings = settings
+    def known_names(self) -> set[str]:
+        """Names of tokens, and of what has bins; a MEDS code may become several of them."""
+        return {*self.vocabulary.ids, *self.breaks, *self.prefix_breaks}
+
+    def origins(self, token: Token) -> tuple[str, ...]:
+        """What a token is a bin of, else its own name."""
+        for stem in (*self.breaks, *self.prefix_breaks):
+            if token.token in (f"{stem}_{label}" for label in self.labels):
+                return (stem,)
+        return (token.token,)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -174,7 +178,7 @@ class Fms(FittedTokenizer):
         for part in parts:
             for name, own in part.codes.items():
                 codes[name] |= own
-        often = often_enough(items, self.settings.min_count)
+        often = self.often(items)
         self._fit_breaks(items, prefix, often)
         tokens = [Token(START, "start", (), fixed[START]), Token(END, "end", (), fixed[END])]
         tokens += [Token(TRUNC, "cut"), Token(ELLIPSIS, "cut", (), fixed[ELLIPSIS])]
@@ -272,7 +276,7 @@ class Fms(FittedTokenizer):
         token, time, stay, value = lay_out(pieces, stay_M, phase_M, time_M, items.value_M[order], settings.fused)
         keep = np.ones(len(token), bool)
         if settings.cut_hours is not None:
-            keep = time - stays.start_K[stay] <= settings.cut_hours * HOUR
+            keep = time - stays.start_K[stay] <= settings.cut_hours * HOUR_US
         token, time, stay, value = token[keep], time[keep], stay[keep], value[keep]
         if settings.max_length is not None:
             place = np.arange(len(token)) - np.searchsorted(stay, stay)

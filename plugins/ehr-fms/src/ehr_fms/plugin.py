@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ehr_core import Component, hookimpl
-from ehr_tokenize.prepare.settings import PrepareConfig
+from ehr_tokenize.grammars.settings import GrammarConfig
 
 
 def _prefix() -> list[Any]:
@@ -19,7 +20,7 @@ def _prefix() -> list[Any]:
 
 
 @dataclass
-class FmsConfig:
+class FmsConfig(GrammarConfig):
     """Timelines of hospitalizations from tables in YAML, as in fms-ehrs (Burkhart et al. 2025).
 
     An entry of ``prefix``, ``events`` or ``suffix`` has the keys ``prefix`` (text before ``_`` in its tokens), ``code``
@@ -38,7 +39,7 @@ class FmsConfig:
     stay_column: str | None = None
     """Column that names the hospitalization of a row, such as hadm_id, in place of ``admission_codes``. Each begins
     with its first row and ends at its own discharge, and they may overlap. Rows without a name are in none."""
-    tables: str | None = None
+    tables: Path | None = None
     """YAML file with ``prefix``, ``events`` and ``suffix``, in place of those below."""
     prefix: list[Any] = field(default_factory=_prefix)
     """One token each after TL_START."""
@@ -66,10 +67,6 @@ class FmsConfig:
     """Tokens later than this after the admission are left out; what is fitted stays the same."""
     max_length: int | None = None
     """The last of so many tokens of a hospitalization is TRUNC; what is fitted stays the same."""
-    value: bool = False
-    """Whether the token store has a column ``value``: the number of a token, NaN where there is none."""
-    prepare: PrepareConfig = field(default_factory=PrepareConfig)
-    """What happens to rows first: dates, order, rules; see `ehr_tokenize.prepare`."""
 
 
 @hookimpl

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from ehr_core.constants import DAY_US, HOUR_US, MEDS_BIRTH
 from ehr_core.errors import DataError
 from ehr_core.formats.tokens import NO_TIME, YEAR_US
-from ehr_tokenize.grammars.base import BIRTH, DAY, HOUR, births
+from ehr_tokenize.grammars.timeline import births
 from ehr_tokenize.prepare import arrays
 from ehr_tokenize.prepare.stays import Stays, find_stays, starts_with, stays_by_key
 
@@ -76,7 +77,7 @@ def arrange(events: pl.DataFrame, settings: FmsConfig) -> StayRows:
         opens_N = rows.per_code(starts_with(settings.admission_codes), bool)[rows.code_N] & timed_N
         stays = find_stays(rows.subject_N, rows.time_N, opens_N, closes_N)
     ordered = rows.where(stays.order_N)
-    born = rows.where(rows.per_code(BIRTH.__eq__, bool)[rows.code_N] & timed_N)
+    born = rows.where(rows.per_code(MEDS_BIRTH.__eq__, bool)[rows.code_N] & timed_N)
     birth_S = births(rows, born)
     start_N = np.where(stays.stay_N >= 0, np.append(stays.start_K, 0)[stays.stay_N], NO_TIME)
     further = {name: pl.Float64 if kind == "number" else pl.String for name, kind in settings.columns.items()}
@@ -85,7 +86,7 @@ def arrange(events: pl.DataFrame, settings: FmsConfig) -> StayRows:
     )
     frame = frame.with_columns(
         pl.Series("numeric_value", ordered.value_N.astype(np.float64)).fill_nan(None),
-        pl.Series("hours", _span(start_N, ordered.time_N) / HOUR).fill_nan(None),
+        pl.Series("hours", _span(start_N, ordered.time_N) / HOUR_US).fill_nan(None),
         pl.Series("age", _span(birth_S[ordered.subject_N], ordered.time_N) / YEAR_US).fill_nan(None),
     )
     age_K = _span(birth_S[stays.subject_K], stays.start_K) / YEAR_US
@@ -155,7 +156,7 @@ def find_items(found: StayRows, prefix: Sequence[Entry], events: Sequence[Entry]
     rows, stays = found.rows, found.stays
     names = Names()
     claimed_C = rows.per_code(lambda code: any(e.text(code) is not None for e in (*prefix, *suffix)), bool)
-    birth_C = rows.per_code(BIRTH.__eq__, bool)
+    birth_C = rows.per_code(MEDS_BIRTH.__eq__, bool)
     inside_N = (stays.stay_N >= 0) & ~birth_C[rows.code_N]
     open_N = inside_N & ~claimed_C[rows.code_N]
     closed_K = np.append(stays.close_K != NO_TIME, False)
@@ -231,7 +232,7 @@ def within_days(items: Items, stays: Stays, days: float | None) -> tuple[Items, 
     event (NO_TIME: none)."""
     first_K = np.full(len(stays.start_K), np.iinfo(np.int64).max)
     if days is not None:
-        late_M = (items.phase_M == 0) & (items.time_M - stays.start_K[items.stay_M] > days * DAY)
+        late_M = (items.phase_M == 0) & (items.time_M - stays.start_K[items.stay_M] > days * DAY_US)
         np.minimum.at(first_K, items.stay_M[late_M], items.time_M[late_M])
         names = ("stay_M", "phase_M", "name_M", "value_M", "time_M", "row_M")
         arrays = {name: getattr(items, name)[~late_M] for name in names}

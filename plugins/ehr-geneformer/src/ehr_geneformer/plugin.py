@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ehr_core import MISSING, Component, hookimpl
 from ehr_models.bert_settings import BertConfig
+from ehr_tokenize.grammars.settings import GrammarConfig
 
 
 @dataclass
-class RankValueConfig:
+class RankValueConfig(GrammarConfig):
     """Codes in order of value over the code's median, as in Geneformer (Theodoris et al. 2023)."""
 
     name: str = "rank_value"
@@ -23,9 +25,9 @@ class RankValueConfig:
     """A code that fewer subjects of train have becomes [UNK]; not used with a published ``vocabulary``."""
     hours: float = 0.0
     """Rank what the first so many hours of a record hold, known when they are over; 0: the whole record."""
-    vocabulary: str = ""
+    vocabulary: Path | None = None
     """Published vocabulary that keeps its ids: JSON ``{token: id}``, or a text file with one token a line."""
-    medians: str = ""
+    medians: Path | None = None
     """Published medians, JSON ``{token: median}``; without it medians are fitted on train."""
 
 
@@ -34,13 +36,13 @@ class RankedStoreConfig:
     """Sentences that are ranked already, as a token store."""
 
     defaults: list[Any] = field(default_factory=lambda: ["_self_"])
-    path: str = MISSING
+    path: Path = MISSING
     """Parquet file, or folder of them, with ``input_ids`` (lists) and perhaps ``length``."""
-    vocabulary: str = MISSING
+    vocabulary: Path = MISSING
     """The vocabulary of these ids: JSON ``{token: id}``, or a text file with one token a line."""
-    output: str = MISSING
+    output: Path = MISSING
     """Folder to make; it must not exist yet, or be empty."""
-    medians: str = ""
+    medians: Path | None = None
     """Medians, JSON ``{token: median}``, kept beside the vocabulary so that further data can be ranked alike."""
     splits: dict[str, float] = field(default_factory=lambda: {"train": 0.8, "tuning": 0.1, "held_out": 0.1})
     """Share of each split; a hash of (seed, row) decides where a sentence goes."""

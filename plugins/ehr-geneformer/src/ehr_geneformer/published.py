@@ -73,6 +73,6 @@ def _read(path: Path) -> dict[str, Any] | str:
     return found
 
 
-def described(path: str) -> dict[str, str]:
+def described(path: Path) -> dict[str, str]:
     """Name and sha256 of a file, for a tokenizer's state."""
-    return {"name": Path(path).name, "sha256": file_digest(Path(path))}
+    return {"name": path.name, "sha256": file_digest(path)}

@@ -158,7 +158,7 @@ def _finish(
     for name in ("path", "output"):
         del plain[name]
     for name in ("vocabulary", "medians"):
-        plain[name] = Path(plain[name]).name
+        plain[name] = Path(plain[name]).name if plain[name] else None
     content = {
         "vocabulary": vocabulary.digest,
         "vocabulary_size": len(vocabulary),

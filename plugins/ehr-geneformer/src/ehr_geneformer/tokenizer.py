@@ -17,19 +17,18 @@ Shapes: N rows, S subjects, C distinct codes, K values (one a subject and code),
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
-from ehr_core.config import to_plain
-from ehr_core.errors import ConfigError, DataError, FormatError
-from ehr_core.formats.folder import read_json, write_json
-from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load_prefix, write_prefix
+from ehr_core.constants import HOUR_US, MEDS_BIRTH
+from ehr_core.errors import ConfigError, DataError
+from ehr_core.formats.tokens import NO_TIME, TokenTable
 from ehr_core.formats.vocabulary import SPECIALS, UNK, Token, Vocabulary
 from ehr_tokenize.fit import quantiles
-from ehr_tokenize.grammars.base import BIRTH, HOUR
+from ehr_tokenize.grammars.spine import FittedTokenizer
 from ehr_tokenize.prepare import arrays
 from ehr_tokenize.prepare.preparation import LONGEST
 
@@ -39,27 +38,36 @@ from ehr_geneformer.published import described, read_medians, read_vocabulary
 NOTHING = quantiles.Counts([], np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, np.float32))
 
 
-class RankValue:
+class RankValue(FittedTokenizer):
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
-    growable = True  # see `ehr_tokenize.fit.grow`
+    settings: RankValueConfig
+    saved = ("medians", "files")
+    summary_type = quantiles.Counts
 
     def __init__(self, settings: RankValueConfig):
-        if settings.reduce not in ("mean", "last"):
-            raise ConfigError(f"tokenizer.reduce is {settings.reduce!r}; allowed: mean, last")
-        for name, least in (("max_length", 1), ("min_count", 1), ("scale_total", 0), ("hours", 0)):
-            if not least <= getattr(settings, name) < float("inf"):
-                raise ConfigError(f"tokenizer.{name} is {getattr(settings, name)}; it must be at least {least}")
-        if settings.hours > LONGEST:
-            raise ConfigError(f"tokenizer.hours is {settings.hours}; it must be at most {LONGEST:,}")
-        self.settings = settings
-        self.vocabulary = Vocabulary.build([])
-        self.prefix = Prefix()
-        self.columns: Mapping[str, str] = {}
         self.medians: dict[str, float] = {}
         """Token to the median that its values are divided by."""
         self.files: dict[str, dict[str, str]] = {}
         """Name and sha256 of the published files."""
+        super().__init__(settings)
+
+    def configure(self) -> None:
+        """Check the settings."""
+        super().configure()
+        settings = self.settings
+        if settings.reduce not in ("mean", "last"):
+            raise ConfigError(f"tokenizer.reduce is {settings.reduce!r}; allowed: mean, last")
+        for name, least in (("max_length", 1), ("scale_total", 0), ("hours", 0)):
+            if not least <= getattr(settings, name) < float("inf"):
+                raise ConfigError(f"tokenizer.{name} is {getattr(settings, name)}; it must be at least {least}")
+        if settings.hours > LONGEST:
+            raise ConfigError(f"tokenizer.hours is {settings.hours}; it must be at most {LONGEST:,}")
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """None: a sentence has no numbers left."""
+        return {}
 
     # -- fit
 
@@ -67,7 +75,7 @@ class RankValue:
         """Absolute values of one shard, one a subject and code; nothing where all is published."""
         if self.settings.vocabulary and self.settings.medians:
             return NOTHING
-        rows = reduced(arrays.records(events), self.settings)
+        rows = reduced(self.records(events), self.settings)
         rows = rows.where(rows.value_N != 0)
         return quantiles.count(dataclasses.replace(rows, value_N=np.abs(rows.value_N)))
 
@@ -79,24 +87,26 @@ class RankValue:
         if not self.settings.vocabulary:
             if not found.names_C:
                 raise DataError("the train split has no number other than 0, so there is nothing to rank by")
-            self.vocabulary = _build(found, self.settings.min_count)
+            self.vocabulary = _build(found, self.often(found))
         codes = {token.token for token in self.vocabulary.tokens if token.kind == "code"}
         self.medians = {name: median for name, median in sorted(medians.items()) if name in codes}
         if not self.medians:
             raise DataError("no code has a token and a median; tokenizer.vocabulary and the codes are of other origins")
 
-    def unfitted(self) -> RankValue:
+    def unfitted(self) -> Self:
         """One of the same settings that fits a vocabulary and medians of its own."""
-        return RankValue(dataclasses.replace(self.settings, vocabulary="", medians=""))
+        new = super().unfitted()
+        new.settings = dataclasses.replace(self.settings, vocabulary=None, medians=None)
+        return new
 
     def read_published(self) -> None:
         """Read the vocabulary and the medians that the settings name. Raises FormatError."""
         if self.settings.vocabulary:
             self.vocabulary = read_vocabulary(Path(self.settings.vocabulary))
-            self.files["vocabulary"] = described(self.settings.vocabulary)
+            self.files["vocabulary"] = described(Path(self.settings.vocabulary))
         if self.settings.medians:
             self.medians = read_medians(Path(self.settings.medians))
-            self.files["medians"] = described(self.settings.medians)
+            self.files["medians"] = described(Path(self.settings.medians))
 
     def count(self, count_V: np.ndarray) -> None:
         """Set how often train has each token."""
@@ -111,7 +121,7 @@ class RankValue:
             raise DataError(
                 "this tokenizer has no medians to rank by: it was made from ranked sentences without medians="
             )
-        rows = arrays.records(events)
+        rows = self.records(events)
         known_S = known_at(rows, self.settings)
         values = reduced(rows, self.settings)
         values = values.where(values.value_N != 0)
@@ -126,53 +136,31 @@ class RankValue:
         kept = kept[np.lexsort((id_K[kept], -rank_K[kept], subject_K[kept]))]
         start_S = arrays.offsets(subject_K[kept], size)
         kept = kept[np.arange(len(kept)) - start_S[subject_K[kept]] < self.settings.max_length]
-        dtype = np.uint16 if len(self.vocabulary) <= 1 << 16 else np.uint32
-        return sentences(rows.subject_id_S, subject_K[kept], id_K[kept].astype(dtype), known_S)
+        return sentences(rows.subject_id_S, subject_K[kept], id_K[kept].astype(self.dtype), known_S)
 
     def unknown_events(self, events: pl.DataFrame) -> dict[str, int]:
         """Code to how many of its ranked numbers have no median, so that they become [UNK] or, without one, nothing."""
-        rows = numbers(arrays.records(events), self.settings)
+        rows = numbers(self.records(events), self.settings)
         unknown_C = ~rows.per_code(self.medians.__contains__, bool)
         often_C = np.bincount(rows.code_N[rows.value_N != 0], minlength=len(rows.names_C))
         return {rows.names_C[c]: int(often_C[c]) for c in np.flatnonzero(unknown_C & (often_C > 0))}
 
-    # -- state
-
-    def save(self, folder: Path) -> None:
-        """Write vocabulary.json, prefix.json and tokenizer.json, whose ``state`` has medians and special ids."""
-        self.vocabulary.save(folder)
-        write_prefix(folder, self.prefix)
-        settings = to_plain(self.settings)
-        for name in ("vocabulary", "medians"):
-            settings[name] = Path(settings[name]).name  # the state has the content; a place is of one machine
-        ids = {name: self.vocabulary.ids[name] for name in SPECIALS if name in self.vocabulary.ids}
-        state = {"medians": self.medians, "specials": ids, "files": self.files}
-        write_json(folder / TOKENIZER, {"name": self.settings.name, "settings": settings, "state": state})
-
-    def load(self, folder: Path) -> None:
-        """Read back what `save` wrote, settings included. Raises FormatError when it is another tokenizer's."""
-        found: dict[str, Any] = read_json(folder / TOKENIZER)
-        try:
-            if found["name"] != self.settings.name:
-                raise FormatError(f"{folder / TOKENIZER} is of tokenizer {found['name']!r}, not {self.settings.name!r}")
-            self.settings = RankValueConfig(**found["settings"])
-            self.medians, self.files = found["state"]["medians"], found["state"]["files"]
-        except (KeyError, TypeError) as error:
-            raise FormatError(f"{folder / TOKENIZER} is not the state of tokenizer 'rank_value': {error!r}") from error
-        self.vocabulary = Vocabulary.load(folder)
-        self.prefix = load_prefix(folder)
+    def portable_settings(self) -> dict[str, Any]:
+        """The settings as JSON values, without places of files."""
+        plain = super().portable_settings()
+        names = [name for name in ("vocabulary", "medians") if plain[name]]
+        return plain | {name: Path(plain[name]).name for name in names}
 
 
-def _build(found: quantiles.Counts, least: int) -> Vocabulary:
+def _build(found: quantiles.Counts, often: dict[str, int]) -> Vocabulary:
     """The specials, then codes by (-subjects, code)."""
-    often = [(name, int(n)) for name, n in zip(found.names_C, found.rows_C, strict=True) if n >= least]
-    clash = sorted({name for name, _ in often} & set(SPECIALS))
+    clash = sorted(often.keys() & set(SPECIALS))
     if clash:
         raise DataError(f"the code {clash[0]!r} has the name of a token that the tokenizer makes itself; rename it")
-    rare = int(found.rows_C.sum()) - sum(n for _, n in often)
+    rare = int(found.rows_C.sum()) - sum(often.values())
     special = [Token(name, "special", (), rare if index == UNK else 0) for index, name in enumerate(SPECIALS)]
-    often.sort(key=lambda pair: (-pair[1], pair[0]))
-    return Vocabulary(special + [Token(name, "code", (name,), number) for name, number in often])
+    names = sorted(often, key=lambda name: (-often[name], name))
+    return Vocabulary(special + [Token(name, "code", (name,), often[name]) for name in names])
 
 
 def medians_of(found: quantiles.Counts) -> dict[str, float]:
@@ -182,7 +170,7 @@ def medians_of(found: quantiles.Counts) -> dict[str, float]:
 
 def _ends(rows: arrays.Records) -> tuple[np.ndarray, np.ndarray]:
     """(S,) first and last time of an event other than birth; NO_TIME where there is none."""
-    birth_C = rows.per_code(BIRTH.__eq__, bool)
+    birth_C = rows.per_code(MEDS_BIRTH.__eq__, bool)
     at = np.flatnonzero((rows.time_N != NO_TIME) & ~birth_C[rows.code_N])
     size = len(rows.subject_id_S)
     first_S, last_S = np.full(size, NO_TIME), np.full(size, NO_TIME)
@@ -194,7 +182,7 @@ def _ends(rows: arrays.Records) -> tuple[np.ndarray, np.ndarray]:
 def known_at(rows: arrays.Records, settings: RankValueConfig) -> np.ndarray:
     """(S,) the time from which a subject's sentence is known; 0 for a record without times."""
     first_S, last_S = _ends(rows)
-    end_S = first_S + int(settings.hours * HOUR) if settings.hours else last_S + 1
+    end_S = first_S + int(settings.hours * HOUR_US) if settings.hours else last_S + 1
     return np.where(first_S == NO_TIME, 0, end_S)
 
 

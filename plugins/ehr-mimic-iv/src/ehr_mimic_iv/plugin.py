@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from ehr_core import MISSING, Component, hookimpl
@@ -13,7 +14,7 @@ class MimicIvConfig(TablesConfig):
     """MIMIC-IV as it is distributed, made MEDS by the public MEDS ETL, which runs in an environment of its own."""
 
     name: str = "mimic_iv"
-    path: str = MISSING
+    path: Path = MISSING
     """The folder that has ``hosp`` and ``icu``, with tables as CSV or CSV.gz. Tables may be missing."""
     environment: str | None = None
     """Virtual environment of the ETL; without it EHR_MIMIC_ETL names one, or ``meds-extract-run`` is on PATH."""
@@ -30,7 +31,7 @@ class ExtractConfig(MimicIvConfig):
     """Keep what the source mimic_iv writes, to be read with source=meds as often as one likes."""
 
     positional: ClassVar[tuple[str, ...]] = ("path", "output")
-    output: str = MISSING
+    output: Path = MISSING
     """Folder to make: a MEDS dataset."""
 
 

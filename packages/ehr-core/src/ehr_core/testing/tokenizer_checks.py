@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ehr_core.component import Component
-from ehr_core.errors import NotApplicable
+from ehr_core.errors import FormatError, NotApplicable
+from ehr_core.formats.intervals import Intervals
 from ehr_core.formats.tokens import NO_TIME, TokenTable, prefix_tokens
 from ehr_core.formats.vocabulary import BOS, EOS, MASK, PAD, UNK
 from ehr_core.testing.base import Check, small_settings
@@ -253,7 +254,81 @@ def check_tokenizer_decodes_to_its_record(kind: str, component: Component, folde
             assert np.isnan(number) or number in its, "a number is at a token that it does not belong to"
 
 
+NEW_SITE = {MEASURED[0]: "LAB//never fitted//mg/dL"}
+"""A code of the first site to what the second one has in its place."""
+
+
+def check_tokenizer_says_what_it_is(kind: str, component: Component, folder: Path) -> None:
+    """Columns, columns of events, and lengths of tokens for time are of the types that the protocol names."""
+    tokenizer = _whole(component)
+    for name, dtype in tokenizer.columns.items():
+        assert np.dtype(dtype).name == dtype, f"column {name} is {dtype!r}, which is no numpy dtype"
+    assert all(isinstance(name, str) for name in tokenizer.event_columns)
+    assert isinstance(tokenizer.intervals, Intervals), "intervals is no Intervals"
+    vocabulary = tokenizer.vocabulary
+    wanted = {vocabulary.tokens[index].token for index in vocabulary.ids_of_kind("interval")}
+    assert set(tokenizer.intervals.tokens) == wanted, "intervals are of other tokens than those of kind 'interval'"
+    tokenizer.save(folder)
+    assert Intervals.load(folder) == tokenizer.intervals, "intervals.json says something else"
+
+
+def check_tokenizer_summary_survives_being_kept(kind: str, component: Component, folder: Path) -> None:
+    """A summary that was written to disk, as its type says, and read again fits the same."""
+    try:
+        from ehr_tokenize.fit import summaries
+    except ImportError:
+        raise NotApplicable("ehr-tokenize, which keeps summaries, is not installed") from None
+    direct = _whole(component)
+    if direct.summary_type is None:
+        raise NotApplicable(f"summaries of {component.name} stay in memory (summary_type is None)")
+    again, kept = direct.unfitted(), []
+    for number, rows in enumerate(_cohort()):
+        path = folder / f"{number}.safetensors"
+        try:
+            summaries.keep(again.summary_type, again.summarize(_frame(rows)), path)
+            kept.append(summaries.recall(again.summary_type, path))
+        except (FormatError, TypeError) as error:
+            raise AssertionError(f"a summary is no {again.summary_type}: {error}") from error
+    again.fit(kept)
+    assert again.vocabulary.tokens == direct.vocabulary.tokens, "kept summaries give another vocabulary"
+    everyone = _frame(list(itertools.chain.from_iterable(_cohort())))
+    _same(again.encode(everyone), direct.encode(everyone))
+
+
+def check_tokenizer_grows(kind: str, component: Component, folder: Path) -> None:
+    """What a second site has besides gets ids at the end; ids and the tokens of the first site stay."""
+    rows = list(itertools.chain.from_iterable(_cohort()))
+    more = [(subject, time, NEW_SITE.get(code, code), value) for subject, time, code, value in rows]
+    (new_code,) = NEW_SITE.values()
+    old, tokenizer = _whole(component), _whole(component)
+    new = old.unfitted()
+    new.fit([new.summarize(_frame(more))])
+    tokenizer.grow(new)
+    size = len(old.vocabulary)
+    same = [(token.token, token.kind, token.count) for token in old.vocabulary.tokens]
+    assert [(t.token, t.kind, t.count) for t in tokenizer.vocabulary.tokens[:size]] == same, "an old id has changed"
+    _same(tokenizer.encode(_frame(rows)), old.encode(_frame(rows)))
+    assert any(new_code in token.codes for token in tokenizer.vocabulary.tokens[size:]), "the new code has no token"
+    assert old.unknown_events(_frame(more)).get(new_code), "the new code was not unknown before"
+    assert not tokenizer.unknown_events(_frame(more)).get(new_code), "the new code is unknown still"
+
+
+def check_tokenizer_counts_what_it_does_not_know(kind: str, component: Component, folder: Path) -> None:
+    """Unknown events are those of unseen codes, as often as they occur, and nothing is unknown and left out at once."""
+    tokenizer = _whole(component)
+    rows = list(_cohort()[0])
+    subject, time, *_ = rows[-2]
+    rows[-1:-1] = [(subject, time, UNSEEN, 4.0)] * 3  # within the last stay, before its end
+    unknown, left_out = tokenizer.unknown_events(_frame(rows)), tokenizer.left_out_events(_frame(rows))
+    assert unknown.get(UNSEEN) == 3, f"three events of an unseen code count as {unknown.get(UNSEEN, 0)} unknown ones"
+    assert not set(unknown) & set(left_out), "an event is unknown and left out on purpose at once"
+
+
 PROPERTIES: list[Check] = [
+    check_tokenizer_says_what_it_is,
+    check_tokenizer_summary_survives_being_kept,
+    check_tokenizer_grows,
+    check_tokenizer_counts_what_it_does_not_know,
     check_tokenizer_knows_only_the_past,
     check_tokenizer_ignores_the_order_of_an_instant,
     check_tokenizer_ignores_how_records_are_sharded,

@@ -1,9 +1,9 @@
 """Summaries of shards on disk, so that fitting needs memory for a shard and a killed fit goes on where it was.
 
-What `Tokenizer.summarize` returns is kept when the type that it is annotated with is made of dataclasses, lists,
-tuples, dictionaries, plain values, arrays and `Counts`; anything else stays in memory. A kept summary is a safetensors
-file: arrays, and beside them the rest as JSON. Nothing in it names code: the annotation says what to make of it. When
-it is read again, arrays are memory-mapped and the numbers of `Counts` stay in the file until a slice is asked for.
+`Tokenizer.summary_type` is made of dataclasses, lists, tuples, sets, dictionaries, counters, plain values, arrays and
+`Counts`, each with its parts, as in ``dict[str, int]``. A kept summary is a safetensors file: arrays, and beside them
+the rest as JSON. Nothing in it names code: the type says what to make of it. When it is read again, arrays are
+memory-mapped and the numbers of `Counts` stay in the file until a slice is asked for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,30 +46,22 @@ class FileNumbers:
         return np.fromfile(self.path, "<f4", max(stop - start, 0), offset=self.start + 4 * start)
 
 
-def kind_of(summarize: Callable[..., Any]) -> Any | None:
-    """The annotated type of summaries, or None when summaries of it cannot be kept."""
-    try:
-        kind = typing.get_type_hints(summarize).get("return")
-    except (NameError, TypeError):  # a name that is there for type checkers only
-        return None
-    return kind if kind is not None and _keepable(kind) else None
-
-
 def _keepable(kind: Any) -> bool:
     if kind in (*PLAIN, type(None), np.ndarray, Counts):
         return True
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return len([a for a in arguments if a is not type(None)]) == 1 and all(_keepable(a) for a in arguments)
-    if origin in (list, tuple, dict, collections.Counter):
+    if origin in (list, tuple, set, dict, collections.Counter):
         return bool(arguments) and all(_keepable(a) for a in arguments if a is not Ellipsis)
     if dataclasses.is_dataclass(kind):
         return all(_keepable(typing.get_type_hints(kind)[field.name]) for field in dataclasses.fields(kind))
     return False
 
 
-def keep(summary: Any, path: Path) -> None:
-    """Write a summary of a type that `kind_of` approved; the file is there whole or not at all."""
+def keep(kind: Any, summary: Any, path: Path) -> None:
+    """Write a summary of the type ``kind``; the file is there whole or not at all."""
+    assert _keepable(kind), f"summaries of type {kind} cannot be kept; see `ehr_tokenize.fit.summaries`"
     arrays: dict[str, np.ndarray] = {}
     text = json.dumps(_plain(summary, arrays), separators=(",", ":"))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -90,6 +81,8 @@ def _plain(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return {field.name: _plain(getattr(value, field.name), arrays) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
         return [[_plain(key, arrays), _plain(part, arrays)] for key, part in value.items()]
+    if isinstance(value, set):
+        value = sorted(value)
     if isinstance(value, list | tuple):
         return [_plain(part, arrays) for part in value]
     return value
@@ -128,8 +121,8 @@ class _Reader:
             return self.arrays[str(found)]
         if origin in (typing.Union, types.UnionType):
             return None if found is None else self.read(next(a for a in arguments if a is not type(None)), found)
-        if origin is list:
-            return [self.read(arguments[0], part) for part in found]
+        if origin in (list, set):
+            return origin(self.read(arguments[0], part) for part in found)
         if origin is tuple:
             each = (arguments[0],) * len(found) if Ellipsis in arguments else arguments
             return tuple(self.read(a, part) for a, part in zip(each, found, strict=True))

@@ -17,20 +17,20 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from ehr_core.constants import DAY_US, HOUR_US
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import NO_TIME, YEAR_US, Prefix
 from ehr_core.formats.vocabulary import Token
 
 from ehr_tokenize.fit import quantiles
 from ehr_tokenize.fit.vocabularies import assemble, subjects_per_code
-from ehr_tokenize.grammars.base import DAY, HOUR, Parts, TimelineTokenizer
 from ehr_tokenize.grammars.day_tokens import DayTokens, day_of
 from ehr_tokenize.grammars.spacing import Lengths, join, measure
+from ehr_tokenize.grammars.timeline import Parts, TimelineTokenizer
 from ehr_tokenize.grammars.weaving import Strand, last_of_subject, weave
 from ehr_tokenize.plugin import CehrConfig
 from ehr_tokenize.prepare import arrays
@@ -76,29 +76,21 @@ class Cehr(TimelineTokenizer):
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
     saved = (*TimelineTokenizer.saved, "interval_parts")
-    growable = True  # see `ehr_tokenize.fit.grow`
+    summary_type = Summary
+    settings: CehrConfig
 
-    def __init__(self, settings: CehrConfig):
-        super().__init__(settings)
-        self._configure()
-
-    def _configure(self) -> None:
+    def configure(self) -> None:
+        """Check the settings and make what follows from them."""
+        super().configure()
         settings = self.settings
         both = sorted(set(settings.admission_codes) & set(settings.discharge_codes))
         if both:
             raise ConfigError(f"{both[0]!r} is in both tokenizer.admission_codes and tokenizer.discharge_codes")
-        if settings.min_subjects < 1:
-            raise ConfigError(f"tokenizer.min_subjects is {settings.min_subjects}; it must be at least 1")
         self.between = DayTokens(settings.time_tokens, "time_tokens")
         within = settings.stay_time_tokens
         self.within = None if within == "none" else DayTokens(within, "stay_time_tokens (or none)", "i-")
         self.interval_parts = self.between.parts() | (self.within.parts() if self.within else {})
         """Years, months and days of each time token."""
-
-    def load(self, folder: Path) -> None:
-        """Read back what `save` wrote, settings included. Raises FormatError when it is another tokenizer's."""
-        super().load(folder)
-        self._configure()
 
     def interval_days(self) -> dict[str, list[float | None]]:
         """Per time token the fewest and (not included) the most days that it stands for; None: no most."""
@@ -122,7 +114,7 @@ class Cehr(TimelineTokenizer):
         same = np.flatnonzero(subject_N[first_K[1:]] == subject_N[first_K[:-1]]) + 1
         day_K[same] = day_N[first_K[same]] - day_N[last_K[same - 1]]
         outside_K = stay_N[first_K] < 0
-        end_K = np.where(outside_K, (day_N[last_K] + 1) * DAY, NO_TIME)
+        end_K = np.where(outside_K, (day_N[last_K] + 1) * DAY_US, NO_TIME)
         stay_K = stay_N[first_K[~outside_K]]
         end_K[~outside_K] = np.where(stays.discharged_K[stay_K], stays.close_K[stay_K], NO_TIME)
         next_K = time_N[first_K[same]]  # the visit before is over by now
@@ -134,7 +126,7 @@ class Cehr(TimelineTokenizer):
         """Per row of a stay: days since the row before (0 for none) and the hour token (-1 for none)."""
         first_N = np.zeros(len(time_N), bool)
         first_N[visits.first_K] = True
-        day_N, hour_N = day_of(time_N), time_N % DAY // HOUR
+        day_N, hour_N = day_of(time_N), time_N % DAY_US // HOUR_US
         passed_N = np.diff(day_N, prepend=day_N[:1])
         hours_N = np.diff(hour_N, prepend=hour_N[:1])
         passed_N[first_N | ~visits.inside_N] = 0
@@ -175,7 +167,7 @@ class Cehr(TimelineTokenizer):
             token.append(size + self.within.find(within_M))
             size += len(self.within.names)
         day = np.concatenate([between_M, within_M])[: sum(map(len, token))]
-        return measure(np.concatenate(token), day * DAY, np.ones(len(day), np.int64), size)
+        return measure(np.concatenate(token), day * DAY_US, np.ones(len(day), np.int64), size)
 
     def fit(self, summaries: Iterable[Summary]) -> None:
         """Fit vocabulary, slots, bins and time estimates. Raises DataError when train has no event."""
@@ -187,11 +179,7 @@ class Cehr(TimelineTokenizer):
         subjects, fixed, years = (
             _total(parts) for parts in ([p.subjects for p in found], [p.fixed for p in found], [p.years for p in found])
         )
-        often = {
-            name: int(rows)
-            for name, rows in zip(timeline.names_C, timeline.rows_C, strict=True)
-            if rows >= settings.min_count and subjects[name] >= settings.min_subjects
-        }
+        often = self.often(timeline, subjects)
         self.breaks = {c: b for c, b in quantiles.quantile_breaks(timeline, size).items() if c in often}
         ranges = self.interval_days()
         bins = sum(quantiles.bin_counts(timeline, self.breaks, size).values(), np.zeros(size, np.int64))

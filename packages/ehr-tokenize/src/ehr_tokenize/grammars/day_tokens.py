@@ -7,9 +7,8 @@ one are ``LT``, days below zero ``W-1`` (visits that overlap).
 from __future__ import annotations
 
 import numpy as np
+from ehr_core.constants import DAY_US
 from ehr_core.errors import ConfigError
-
-from ehr_tokenize.grammars.base import DAY
 
 LONG, NEGATIVE = "LT", "W-1"
 
@@ -79,5 +78,5 @@ class DayTokens:
 
 def day_of(time_N: np.ndarray) -> np.ndarray:
     """(N,) days since 1970, also before it."""
-    day: np.ndarray = time_N // DAY
+    day: np.ndarray = time_N // DAY_US
     return day

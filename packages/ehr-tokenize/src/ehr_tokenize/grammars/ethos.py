@@ -14,47 +14,48 @@ keep the order of their rows. What differs from the original, on purpose:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
+from ehr_core.constants import DAY_US, HOUR_US, MEDS_BIRTH, MINUTE_US
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import NO_TIME
 from ehr_core.formats.vocabulary import Token
 
 from ehr_tokenize.fit import frequent, quantiles
 from ehr_tokenize.fit.vocabularies import assemble
-from ehr_tokenize.grammars.base import AGE_UNKNOWN, BIRTH, DAY, HOUR, MINUTE, TENS, UNITS, Parts, TimelineTokenizer
 from ehr_tokenize.grammars.number_tokens import Numbers, equal_width
 from ehr_tokenize.grammars.spacing import Lengths, Spacing, join
+from ehr_tokenize.grammars.timeline import AGE_UNKNOWN, TENS, UNITS, Parts, TimelineTokenizer
 from ehr_tokenize.grammars.weaving import Strand, last_of_subject, weave
 from ehr_tokenize.plugin import EthosConfig
 from ehr_tokenize.prepare import arrays
 from ehr_tokenize.prepare.rules import limits
+from ehr_tokenize.prepare.stays import starts_with
 
 END = "TIMELINE_END"
 INTERVALS = {
-    "5m-15m": 5 * MINUTE,
-    "15m-45m": 15 * MINUTE,
-    "45m-1h15m": 45 * MINUTE,
-    "1h15m-2h": 75 * MINUTE,
-    "2h-3h": 2 * HOUR,
-    "3h-5h": 3 * HOUR,
-    "5h-8h": 5 * HOUR,
-    "8h-12h": 8 * HOUR,
-    "12h-18h": 12 * HOUR,
-    "18h-1d": 18 * HOUR,
-    "1d-2d": 1 * DAY,
-    "2d-4d": 2 * DAY,
-    "4d-7d": 4 * DAY,
-    "7d-12d": 7 * DAY,
-    "12d-20d": 12 * DAY,
-    "20d-30d": 20 * DAY,
-    "30d-2mt": 30 * DAY,
-    "2mt-6mt": 60 * DAY,
-    "=6mt": 180 * DAY,
+    "5m-15m": 5 * MINUTE_US,
+    "15m-45m": 15 * MINUTE_US,
+    "45m-1h15m": 45 * MINUTE_US,
+    "1h15m-2h": 75 * MINUTE_US,
+    "2h-3h": 2 * HOUR_US,
+    "3h-5h": 3 * HOUR_US,
+    "5h-8h": 5 * HOUR_US,
+    "8h-12h": 8 * HOUR_US,
+    "12h-18h": 12 * HOUR_US,
+    "18h-1d": 18 * HOUR_US,
+    "1d-2d": 1 * DAY_US,
+    "2d-4d": 2 * DAY_US,
+    "4d-7d": 4 * DAY_US,
+    "7d-12d": 7 * DAY_US,
+    "12d-20d": 12 * DAY_US,
+    "20d-30d": 20 * DAY_US,
+    "30d-2mt": 30 * DAY_US,
+    "2mt-6mt": 60 * DAY_US,
+    "=6mt": 180 * DAY_US,
 }
 """Token to its lower bound in microseconds; the last one is repeated."""
 SPACING = Spacing(tuple(INTERVALS), np.array(list(INTERVALS.values()), np.int64))
@@ -79,22 +80,28 @@ class Ethos(TimelineTokenizer):
 
     saved = (*TimelineTokenizer.saved, "dropped")
     spacing = SPACING
-    growable = True  # see `ehr_tokenize.fit.grow`
+    summary_type = Summary
 
     def __init__(self, settings: EthosConfig):
+        self.dropped: list[str] = []
+        """Codes of train that ``top_codes`` leaves out, in order of name."""
         super().__init__(settings)
+
+    def configure(self) -> None:
+        """Check the settings and make what follows from them."""
+        super().configure()
+        settings = self.settings
         self._widths = {code: limits(v, f"tokenizer.equal_width.{code}") for code, v in settings.equal_width.items()}
         for start, size in settings.top_codes.items():
             if size < 0:
                 raise ConfigError(f"tokenizer.top_codes.{start} is {size}; it must not be negative")
         self.numbers = Numbers(settings.numbers, settings.num_quantiles)
-        self.dropped: list[str] = []
-        """Codes of train that ``top_codes`` leaves out, in order of name."""
 
-    def load(self, folder: Path) -> None:
-        """Read back what `save` wrote, settings included. Raises FormatError when it is another tokenizer's."""
-        super().load(folder)
-        self.numbers = Numbers(self.settings.numbers, self.settings.num_quantiles)
+    def grow(self, new: Self) -> None:
+        """As in the base; a code that was left out and that the other one takes in is left out no more."""
+        super().grow(new)
+        known = self.known_names()
+        self.dropped = [code for code in self.dropped if code not in known]
 
     # -- rows
 
@@ -102,11 +109,11 @@ class Ethos(TimelineTokenizer):
         """Timeline, static rows and births of a shard; without timeline rows that become no token."""
         found = super().parts(rows)
         if self.settings.static_too:
-            too_N = rows.per_code(_among(self.settings.static_too), bool)[rows.code_N]
+            too_N = rows.per_code(starts_with(self.settings.static_too), bool)[rows.code_N]
             timed_N = rows.time_N != NO_TIME
-            static_N = rows.per_code(_among(self.settings.static_codes), bool)[rows.code_N] | ~timed_N | too_N
-            static_N &= rows.per_code(lambda code: code != BIRTH, bool)[rows.code_N]
-            birth_N = rows.per_code(BIRTH.__eq__, bool)[rows.code_N]
+            static_N = rows.per_code(starts_with(self.settings.static_codes), bool)[rows.code_N] | ~timed_N | too_N
+            static_N &= rows.per_code(lambda code: code != MEDS_BIRTH, bool)[rows.code_N]
+            birth_N = rows.per_code(MEDS_BIRTH.__eq__, bool)[rows.code_N]
             timeline_N = ~birth_N & timed_N & (too_N | ~static_N)
             found = dataclasses.replace(found, timeline=rows.where(timeline_N), static=rows.where(static_N))
         timeline = found.timeline
@@ -117,12 +124,15 @@ class Ethos(TimelineTokenizer):
             timeline = timeline.where(~timeline.per_code(frozenset(self.dropped).__contains__, bool)[timeline.code_N])
         return dataclasses.replace(found, timeline=timeline)
 
-    def left_out(self, events: pl.DataFrame) -> list[int]:
-        """Subjects with an event that ``top_codes`` leaves out, for the report of coverage."""
-        rows = self.records(events)
-        out_N = rows.per_code(frozenset(self.dropped).__contains__, bool)[rows.code_N] & (rows.time_N != NO_TIME)
-        found: list[int] = rows.subject_id_S[np.unique(rows.subject_N[out_N])].tolist()
-        return found
+    def left_out_events(self, events: pl.DataFrame) -> Mapping[str, int]:
+        """Code to how many of its events ``top_codes`` leaves out."""
+
+        def subjects(probe: pl.DataFrame) -> np.ndarray:
+            rows = self.records(probe)
+            out_N = rows.per_code(frozenset(self.dropped).__contains__, bool)[rows.code_N] & (rows.time_N != NO_TIME)
+            return rows.subject_id_S[np.unique(rows.subject_N[out_N])]
+
+        return self.events_alone(events, subjects) if self.dropped else {}
 
     def slot(self, code: str) -> str:
         """The prefix slot that a static code without a number fills."""
@@ -170,7 +180,7 @@ class Ethos(TimelineTokenizer):
         slots, statics = self.fit_static(static)
         self._fit_breaks(timeline)
         bins = quantiles.bin_counts(timeline, self.breaks, self.settings.num_quantiles)
-        often, rare = self._often(timeline, bins)
+        often, rare = self._spoken(timeline, bins)
         tokens = self.numbers.tokens(bins)
         tokens += self.fit_intervals(join(p.intervals for p in parts), SPACING.names, SPACING.middles())
         if self.settings.timeline_end:
@@ -197,18 +207,14 @@ class Ethos(TimelineTokenizer):
             if rows[code] >= self.settings.min_count or self.numbers.style(code) == "alone"
         }
 
-    def _often(self, timeline: quantiles.Counts, bins: dict[str, np.ndarray]) -> tuple[dict[str, int], int]:
-        """How often each code that is frequent enough is a token of its own, and how many rows become [UNK]."""
-        often, rare = {}, 0
-        for name, rows in zip(timeline.names_C, timeline.rows_C.tolist(), strict=True):
-            style = self.numbers.style(name)
-            if style == "alone":
-                continue
-            if rows >= self.settings.min_count:
-                often[name] = rows - (int(bins[name].sum()) if style == "fused" and name in bins else 0)
-            else:
-                rare += rows
-        return often, rare
+    def _spoken(self, timeline: quantiles.Counts, bins: dict[str, np.ndarray]) -> tuple[dict[str, int], int]:
+        """How often each code with a token is that token, and how many rows become [UNK]."""
+        silent = {name for name in timeline.names_C if self.numbers.style(name) == "alone"}
+        often = {name: rows for name, rows in self.often(timeline).items() if name not in silent}
+        rows = zip(timeline.names_C, timeline.rows_C.tolist(), strict=True)
+        rare = sum(n for name, n in rows if name not in silent) - sum(often.values())
+        fused = {name: int(bins[name].sum()) for name in often if self.numbers.style(name) == "fused" and name in bins}
+        return {name: rows - fused.get(name, 0) for name, rows in often.items()}, rare
 
     # -- encode
 
@@ -238,12 +244,6 @@ class Ethos(TimelineTokenizer):
         time[end_N[last_N] - 1] += 1
         offset = np.concatenate([[0], end_N])[arrays.offsets(rows.subject_N, len(parts.birth_S))]
         return {"offset": offset, "token": token, "time": time, "columns": columns}
-
-
-def _among(prefixes: list[str]) -> Callable[[str], bool]:
-    """Whether a code equals one of the prefixes, or starts with one and ``//``."""
-    exact, starts = frozenset(prefixes), tuple(f"{prefix}//" for prefix in prefixes)
-    return lambda code: code in exact or code.startswith(starts)
 
 
 def _without(part: Summary, dropped: set[str]) -> Summary:

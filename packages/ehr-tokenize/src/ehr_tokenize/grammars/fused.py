@@ -14,30 +14,30 @@ What differs from the original, on purpose:
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import polars as pl
+from ehr_core.constants import DAY_US, HOUR_US, MINUTE_US
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import YEAR_US
 from ehr_core.formats.vocabulary import UNK, Token
 
 from ehr_tokenize.fit import quantiles
 from ehr_tokenize.fit.vocabularies import assemble, subjects_per_code
-from ehr_tokenize.grammars.base import AGE_UNKNOWN, DAY, HOUR, MINUTE, TENS, UNITS, Parts, TimelineTokenizer
 from ehr_tokenize.grammars.spacing import Lengths, Once, join
+from ehr_tokenize.grammars.timeline import AGE_UNKNOWN, TENS, UNITS, Parts, TimelineTokenizer
 from ehr_tokenize.grammars.weaving import Strand, last_of_subject, weave
 from ehr_tokenize.plugin import FusedConfig
 from ehr_tokenize.prepare import arrays
 
 START, END = "TIMELINE//START", "TIMELINE//END"
 EDGES = (
-    *(minutes * MINUTE for minutes in (1, 5, 10, 30)),
-    *(hours * HOUR for hours in (1, 3, 6, 12)),
-    *(days * DAY for days in (1, 2, 4, 7, 14, 30, 60, 120)),
+    *(minutes * MINUTE_US for minutes in (1, 5, 10, 30)),
+    *(hours * HOUR_US for hours in (1, 3, 6, 12)),
+    *(days * DAY_US for days in (1, 2, 4, 7, 14, 30, 60, 120)),
     *(int(years * YEAR_US) for years in (1, 2, 5, 10, 20, 40)),
 )
 """Microseconds at which one DELTA token ends and the next begins."""
@@ -74,19 +74,14 @@ class Fused(TimelineTokenizer):
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
     spacing = DELTA
-    growable = True  # see `ehr_tokenize.fit.grow`
+    summary_type = Summary
+    settings: FusedConfig
 
-    def __init__(self, settings: FusedConfig):
-        super().__init__(settings)
-        if settings.min_subjects < 1:
-            raise ConfigError(f"tokenizer.min_subjects is {settings.min_subjects}; it must be at least 1")
-        if settings.bins not in ("value", "quantile"):
-            raise ConfigError(f"tokenizer.bins is {settings.bins!r}; allowed: value, quantile")
-        for pattern in settings.keep:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ConfigError(f"tokenizer.keep: {pattern!r} is no regular expression: {error}") from error
+    def configure(self) -> None:
+        """Check the settings and make what follows from them."""
+        super().configure()
+        if self.settings.bins not in ("value", "quantile"):
+            raise ConfigError(f"tokenizer.bins is {self.settings.bins!r}; allowed: value, quantile")
 
     @property
     def births_are_events(self) -> bool:  # type: ignore[override]
@@ -116,7 +111,7 @@ class Fused(TimelineTokenizer):
         subjects: Counter[str] = Counter()
         for part in found:
             subjects.update(part.subjects)
-        often = self._often(timeline, subjects)
+        often = self.often(timeline, subjects)
         size = self.settings.num_quantiles
         self.breaks = {c: b for c, b in quantiles.quantile_breaks(timeline, size).items() if c in often}
         fused = self._fused(quantiles.bin_counts(timeline, quantiles.half_open(self.breaks), size))
@@ -133,16 +128,6 @@ class Fused(TimelineTokenizer):
         bare = {code: rows - sum(token.count for token in fused.get(code, [])) for code, rows in often.items()}
         self.vocabulary = assemble(tokens, statics, bare, rare, fused)
         self.prefix = self.make_prefix(slots, born)
-
-    def _often(self, timeline: quantiles.Counts, subjects: Counter[str]) -> dict[str, int]:
-        """Rows of the codes that get a token."""
-        keep = [re.compile(pattern) for pattern in self.settings.keep]
-        return {
-            name: int(rows)
-            for name, rows in zip(timeline.names_C, timeline.rows_C, strict=True)
-            if (rows >= self.settings.min_count and subjects[name] >= self.settings.min_subjects)
-            or any(pattern.search(name) for pattern in keep)
-        }
 
     def _fused(self, counts: dict[str, np.ndarray]) -> dict[str, list[Token]]:
         """The tokens of each code with numbers, one a bin."""

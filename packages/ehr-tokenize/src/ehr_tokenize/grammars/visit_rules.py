@@ -9,9 +9,9 @@ import re
 from typing import Any
 
 import numpy as np
+from ehr_core.constants import DAY_US, HOUR_US
 from ehr_core.errors import ConfigError
 
-from ehr_tokenize.grammars.base import DAY, HOUR
 from ehr_tokenize.grammars.visits_settings import VisitsConfig
 
 GROUPINGS = ("encounter", "hybrid", "same_day", "time_window")
@@ -37,7 +37,7 @@ def check(settings: VisitsConfig) -> None:
             raise ConfigError(
                 f"tokenizer.{name} is {getattr(settings, name)}; allowed: {', '.join(str(value) for value in allowed)}"
             )
-    for name, least in (("min_count", 1), ("max_sexes", 2), ("max_regions", 2)):
+    for name, least in (("max_sexes", 2), ("max_regions", 2)):
         if getattr(settings, name) < least:
             raise ConfigError(f"tokenizer.{name} is {getattr(settings, name)}; it must be at least {least}")
     if not settings.gap_hours > 0:
@@ -66,11 +66,11 @@ def group(
     start_I = np.ones(len(first_I), bool)
     other_I = subject_I[1:] != subject_I[:-1]
     inside_I = np.ones(len(first_I), bool)
-    day_I = time_I // DAY
+    day_I = time_I // DAY_US
     if settings.grouping == "same_day":
         start_I[1:] = other_I | (day_I[1:] != day_I[:-1])
     elif settings.grouping == "time_window":
-        start_I[1:] = other_I | (np.diff(time_I) > settings.gap_hours * HOUR)
+        start_I[1:] = other_I | (np.diff(time_I) > settings.gap_hours * HOUR_US)
     else:
         start_I, inside_I = _stays(subject_I, admit_N, leave_N, first_I)
         if settings.grouping == "hybrid":

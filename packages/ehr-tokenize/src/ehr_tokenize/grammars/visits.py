@@ -5,8 +5,8 @@ A subject's timed events become ``[CLS] code code [SEP] code ...``. Columns, eac
 - ``age_days`` int32: age at the token's time, -1 when birth is unknown or later
 - ``visit`` int32: 1, 2, ... within the record, 0 outside all visits; visits of which no code is kept do not count
 - ``segment`` int32: 1, 2, 1, 2, ... by visit, 0 outside
-- ``entity``, ``sex``, ``region`` int32 and ``value`` float32 where the settings ask for them; `Visits.save` writes
-  which id means what, and 0 is none
+- ``entity``, ``sex``, ``region`` int32 and ``value`` float32 where the settings ask for them; tokenizer.json
+  says which id means what, and 0 is none
 
 [SEP] says that a visit is over. It stands at the time of the next event, which is when that is known, with the age and
 visit of the one that it closes; so a record does not end in [SEP]. Rows of one instant keep their order; sex and region
@@ -17,20 +17,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
-from ehr_core.config import to_plain
+from ehr_core.constants import DAY_US, MEDS_BIRTH
 from ehr_core.errors import ConfigError, DataError, FormatError
-from ehr_core.formats.folder import file_digest, read_json, write_json
-from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load_prefix, write_prefix
+from ehr_core.formats.folder import file_digest, read_json
+from ehr_core.formats.tokens import NO_TIME, Prefix, TokenTable
 from ehr_core.formats.vocabulary import CLS, SEP, SPECIALS, UNK, Token, Vocabulary
 
 from ehr_tokenize.grammars import visit_rules, weaving
-from ehr_tokenize.grammars.base import BIRTH, DAY, births, static_arrays
+from ehr_tokenize.grammars.spine import FittedTokenizer
+from ehr_tokenize.grammars.timeline import births, static_arrays
 from ehr_tokenize.grammars.visit_rules import UNKNOWN
 from ehr_tokenize.grammars.visits_settings import VisitsConfig
 from ehr_tokenize.prepare import arrays
@@ -67,32 +68,38 @@ class Kept:
     """Whether the row before it closed a visit."""
 
 
-class Visits:
+class Visits(FittedTokenizer):
     """See the module. Implements `ehr_core.protocols.Tokenizer`."""
 
+    saved = ("mapping", "files")
+    summary_type = Summary
+    settings: VisitsConfig
+
     def __init__(self, settings: VisitsConfig):
-        visit_rules.check(settings)
-        self.settings = settings
-        self.vocabulary = Vocabulary.build([])
-        self.prefix = Prefix()
-        self.static_ids: dict[str, dict[str, int]] = {kind: {} for kind in STATICS}
-        """Sex and region: value to id, from 2 up."""
+        self.values: dict[str, list[str]] = {kind: [] for kind in STATICS}
+        """Sexes and regions of train, of which the first has the id 2."""
         self.mapping: dict[str, str] | None = None
         """Code to code, once the file is read."""
         self.files: dict[str, str] = {}
         """sha256 of the files that the settings name."""
-        names = set(settings.entities.values()) - {"other"}
+        super().__init__(settings)
+
+    def configure(self) -> None:
+        """Check the settings and make what follows from them."""
+        super().configure()
+        visit_rules.check(self.settings)
+        names = set(self.settings.entities.values()) - {"other"}
         self.entity_ids = {"other": UNKNOWN} | {name: UNKNOWN + 1 + k for k, name in enumerate(sorted(names))}
 
     @property
-    def columns(self) -> Mapping[str, str]:
+    def columns(self) -> dict[str, str]:
         """Further columns of the token tables."""
         found = dict.fromkeys(("age_days", "visit", "segment"), "int32")
         if self.settings.entity:
             found["entity"] = "int32"
         if self.settings.static == "columns":
             found |= dict.fromkeys(STATICS, "int32")
-        return found | ({"value": "float32"} if self.settings.value else {})
+        return found | super().columns
 
     # -- rows
 
@@ -133,7 +140,7 @@ class Visits:
     def _keep(self, rows: arrays.Records) -> Kept:
         """Sort a shard's rows into visits and keep those that become tokens."""
         settings = self.settings
-        static_C = rows.per_code(lambda code: code == BIRTH or self._static_kind(code) is not None, bool)
+        static_C = rows.per_code(lambda code: code == MEDS_BIRTH or self._static_kind(code) is not None, bool)
         at_N = np.flatnonzero((rows.time_N != NO_TIME) & ~static_C[rows.code_N])
         code_N, subject_N = rows.code_N[at_N], rows.subject_N[at_N]
         admit_C = rows.per_code(starts_with(settings.admission_codes), bool)
@@ -172,7 +179,7 @@ class Visits:
 
     def summarize(self, events: pl.DataFrame) -> Summary:
         """Rows per code of one shard of train."""
-        rows = arrays.records(events)
+        rows = self.records(events)
         kept = self._keep(rows)
         rows_C = np.bincount(rows.code_N[kept.at_K], minlength=len(rows.names_C))
         all_C = np.bincount(rows.code_N, minlength=len(rows.names_C))
@@ -201,13 +208,16 @@ class Visits:
                 statics[kind].update(part.statics[kind])
         if not codes:
             raise DataError("the train split has no event with a time to make a token of; see tokenizer.only_entities")
-        if self.settings.mapping and not mapped:
+        self._known_mapping()
+        if self.files and not mapped:
             raise self._useless_mapping(codes)
         found: dict[str, list[str]] = {}
         for code in sorted(codes):
             found.setdefault(self._name(code), []).append(code)
         count = {name: sum(codes[code] for code in sources) for name, sources in found.items()}
-        often = sorted((n for n in count if count[n] >= self.settings.min_count), key=lambda n: (-count[n], n))
+        kept = {name for name, sources in found.items() if any(self.is_kept(code) for code in (name, *sources))}
+        often = [name for name in count if count[name] >= self.settings.min_count or name in kept]
+        often.sort(key=lambda name: (-count[name], name))
         special[SPECIALS[UNK]] = sum(count.values()) - sum(count[name] for name in often)
         tokens = [Token(name, "special", (), special[name]) for name in SPECIALS]
         tokens += self._fit_statics(statics)
@@ -227,7 +237,7 @@ class Visits:
                 values[_value(code)] += statics[kind][code]
                 sources.setdefault(_value(code), []).append(code)
             ranked = sorted(values, key=lambda value: (-values[value], value))[: most - UNKNOWN - 1]
-            self.static_ids[kind] = {value: UNKNOWN + 1 + k for k, value in enumerate(ranked)}
+            self.values[kind] = ranked
             if self.settings.static == "prefix" and ranked:
                 tokens.append(Token(_static_token(kind), "static"))
                 tokens += [Token(_static_token(kind, v), "static", tuple(sources[v]), values[v]) for v in ranked]
@@ -241,17 +251,16 @@ class Visits:
 
     def encode(self, events: pl.DataFrame) -> TokenTable:
         """Tokens of a shard whose rows are sorted by (subject_id, time), null times first."""
-        rows = arrays.records(events)
+        rows = self.records(events)
         kept = self._keep(rows)
         size = len(rows.subject_id_S)
-        born_N = rows.per_code(BIRTH.__eq__, bool)[rows.code_N] & (rows.time_N != NO_TIME)
+        born_N = rows.per_code(MEDS_BIRTH.__eq__, bool)[rows.code_N] & (rows.time_N != NO_TIME)
         birth_S = births(rows, rows.where(born_N))
-        dtype = np.dtype(np.uint16 if len(self.vocabulary) <= 1 << 16 else np.uint32)
         code_N = rows.per_code(self._code_id, np.int64)[rows.code_N]
         number = len(kept.at_K)
         often = [kept.first_K, kept.sep_K, np.ones(number, np.int8)]
         ids = [np.full(number, CLS), np.full(number, SEP), code_N[kept.at_K]]
-        token, total_K = weaving.interleave(list(zip(ids, often, strict=True)), dtype)
+        token, total_K = weaving.interleave(list(zip(ids, often, strict=True)), self.dtype)
         columns = {}
         for name, (own_K, marks) in self._column_values(kept, birth_S).items():
             kind = np.dtype(self.columns[name])
@@ -266,7 +275,7 @@ class Visits:
             token=token,
             time=np.repeat(rows.time_N[kept.at_K], total_K),
             columns=columns,
-            **self._encode_prefix(rows, size, dtype),
+            **self._encode_prefix(rows, size),
         )
 
     def _code_id(self, code: str) -> int:
@@ -278,7 +287,7 @@ class Visits:
         rows = kept.rows
         subject_K, time_K, code_K = rows.subject_N[kept.at_K], rows.time_N[kept.at_K], rows.code_N[kept.at_K]
         known_K = (birth_S[subject_K] != NO_TIME) & (birth_S[subject_K] <= time_K)
-        age_K = (time_K - np.where(known_K, birth_S[subject_K], time_K)) // DAY
+        age_K = (time_K - np.where(known_K, birth_S[subject_K], time_K)) // DAY_US
         values: dict[str, tuple[np.ndarray, float | None]] = {
             "age_days": (np.where(known_K, age_K, -1), None),
             "visit": (kept.visit_K, None),
@@ -295,7 +304,7 @@ class Visits:
 
     def _last_static(self, rows: arrays.Records, kind: str) -> np.ndarray:
         """(N,) id of the sex or region that the rows up to each one give."""
-        ids = self.static_ids[kind]
+        ids = self._ids(kind)
         is_C = rows.per_code(lambda code: self._static_kind(code) == kind, bool)
         id_C = rows.per_code(lambda code: ids.get(_value(code), UNKNOWN), np.int64)
         if not len(rows.code_N):
@@ -304,56 +313,55 @@ class Visits:
         known_N = (last_N >= 0) & (rows.subject_N[last_N] == rows.subject_N)
         return np.where(known_N, id_C[rows.code_N[last_N]], UNKNOWN)
 
-    def _encode_prefix(self, rows: arrays.Records, size: int, dtype: np.dtype) -> dict[str, np.ndarray]:
+    def _encode_prefix(self, rows: arrays.Records, size: int) -> dict[str, np.ndarray]:
         """The static arrays of a token table; a new value is unknown."""
         slot_of = {kind: index for index, kind in enumerate(self.prefix.slots)}
         slot_C = rows.per_code(lambda code: slot_of.get(self._static_kind(code) or "", -1), np.int64)
         token_C = rows.per_code(self._prefix_id, np.int64)
         rows = rows.where(slot_C[rows.code_N] >= 0)
         slot_N, token_N = slot_C[rows.code_N], token_C[rows.code_N]
-        return static_arrays(rows.subject_N, slot_N, token_N, rows.time_N, size, dtype)
+        return static_arrays(rows.subject_N, slot_N, token_N, rows.time_N, size, self.dtype)
 
     def _prefix_id(self, code: str) -> int:
         kind = self._static_kind(code)
         if kind not in self.prefix.slots:
             return 0
         assert kind is not None
-        value = _value(code)
-        return self.vocabulary[_static_token(kind, value if value in self.static_ids[kind] else None)]
+        return self.vocabulary.get(_static_token(kind, _value(code)), self.vocabulary[_static_token(kind)])
 
     # -- state
 
-    def save(self, folder: Path) -> None:
-        """Write vocabulary.json, prefix.json and tokenizer.json, whose ``state`` says what each id means."""
-        self.vocabulary.save(folder)
-        write_prefix(folder, self.prefix)
-        settings = to_plain(self.settings)
-        settings["mapping"] = Path(settings["mapping"]).name  # the state has the content; a place is of one machine
-        state = {
-            "entity": self.entity_ids,
-            **self.static_ids,
-            "specials": {name: index for index, name in enumerate(SPECIALS)},
-            "mapping": self.mapping or {},
-            "files": self.files,
-        }
-        write_json(folder / TOKENIZER, {"name": self.settings.name, "settings": settings, "state": state})
+    def _ids(self, kind: str) -> dict[str, int]:
+        """Sex or region to its id in the column."""
+        return {value: UNKNOWN + 1 + index for index, value in enumerate(self.values[kind])}
 
-    def load(self, folder: Path) -> None:
-        """Read back what `save` wrote, settings included. Raises FormatError when it is another tokenizer's."""
-        found: dict[str, Any] = read_json(folder / TOKENIZER)
-        try:
-            if found["name"] != self.settings.name:
-                raise FormatError(f"{folder / TOKENIZER} is of tokenizer {found['name']!r}, not {self.settings.name!r}")
-            self.settings = type(self.settings)(**found["settings"])
-            state = found["state"]
-            self.entity_ids, self.mapping, self.files = state["entity"], state["mapping"], state["files"]
-            self.static_ids = {kind: state[kind] for kind in STATICS}
-        except (KeyError, TypeError) as error:
-            raise FormatError(
-                f"{folder / TOKENIZER} is not the state of tokenizer {self.settings.name!r}: {error!r}"
-            ) from error
-        self.vocabulary = Vocabulary.load(folder)
-        self.prefix = load_prefix(folder)
+    def unfitted(self) -> Self:
+        """One of the same settings, mapping file included, that has seen no records."""
+        new = super().unfitted()
+        new.mapping = self.mapping
+        return new
+
+    def grow(self, new: Self) -> None:
+        """As in the base; new sexes and regions have the ids after the old ones, as far as the column's ids reach."""
+        super().grow(new)
+        for kind, most in (("sex", self.settings.max_sexes), ("region", self.settings.max_regions)):
+            more = [value for value in new.values[kind] if value not in self.values[kind]]
+            self.values[kind] = [*self.values[kind], *more][: most - UNKNOWN - 1]
+
+    def portable_settings(self) -> dict[str, Any]:
+        """The settings as JSON values, without places of files."""
+        plain = super().portable_settings()
+        return plain | {"mapping": Path(plain["mapping"]).name if plain["mapping"] else None}
+
+    def state(self) -> dict[str, Any]:
+        """What is fitted, and what each id of a column means."""
+        columns = {"entity": self.entity_ids, **{kind: self._ids(kind) for kind in STATICS}}
+        return super().state() | columns | {"mapping": self.mapping or {}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        super().restore(state)
+        self.values = {kind: sorted(state[kind], key=state[kind].__getitem__) for kind in STATICS}
 
 
 def _value(code: str) -> str:

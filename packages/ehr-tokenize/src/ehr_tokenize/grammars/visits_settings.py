@@ -1,10 +1,13 @@
 """Settings that all visit grammars share. Import-light, so that a plugin's module may subclass it."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from ehr_tokenize.grammars.settings import GrammarConfig
 
 
 @dataclass
-class VisitsConfig:
+class VisitsConfig(GrammarConfig):
     """Codes in visits, with age, visit and segment for each; see `ehr_tokenize.grammars.visits`."""
 
     name: str = "visits"
@@ -23,13 +26,11 @@ class VisitsConfig:
     """Whether [CLS] stands before a subject's first code."""
     unique: bool = False
     """Whether a code counts once a visit, where it is first seen."""
-    min_count: int = 5
-    """A token with fewer rows than this in train becomes [UNK]."""
     icd_level: str = "full"
     """``full``, or ``3-digit``: diagnoses by ICD category, ``ICD10CM//E11`` for E11.65."""
     atc_level: int = 7
     """Characters of an ATC code that are kept: 1, 3, 4, 5 or 7."""
-    mapping: str = ""
+    mapping: Path | None = None
     """JSON file ``{MEDS code: code}``, for example from ICD to phecodes; what it names is not shortened further."""
     entities: dict[str, str] = field(
         default_factory=lambda: {
@@ -54,5 +55,3 @@ class VisitsConfig:
     """Ids of the column ``sex`` are below this: 0 none, 1 unknown, then values by how often train has them."""
     max_regions: int = 64
     """Ids of the column ``region`` are below this, in the same way; rarer values are unknown."""
-    value: bool = False
-    """Whether the store has a column ``value``: the number of a code, NaN where there is none."""

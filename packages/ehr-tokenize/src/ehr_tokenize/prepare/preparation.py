@@ -30,7 +30,7 @@ LONGEST = 1_000_000
 
 
 @functools.lru_cache(maxsize=32)
-def _read(name: str, path: str, stamp: int, source: str, target: str, several: str) -> dict[str, list[str]]:
+def _read(name: str, path: Path, stamp: int, source: str, target: str, several: str) -> dict[str, list[str]]:
     """A mapping file, read once a process for all shards; ``stamp`` tells a changed file."""
     return read_mapping(name, MappingConfig(path, source, target, several))
 
@@ -77,7 +77,9 @@ class Preparation:
             stamp = place.stat().st_mtime_ns if place is not None and place.is_file() else 0
             # A file that is missing is told by the reader, in words.
             self._mappings[name] = (
-                _read(name, chosen.path, stamp, chosen.source, chosen.target, chosen.several) if chosen.path else {}
+                _read(name, Path(chosen.path), stamp, chosen.source, chosen.target, chosen.several)
+                if chosen.path
+                else {}
             )
         return self._mappings[name]
 

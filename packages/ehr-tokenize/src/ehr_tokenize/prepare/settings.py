@@ -1,6 +1,7 @@
 """Settings of `ehr_tokenize.prepare`. Import-light, so that every tokenizer's settings may hold them."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -8,7 +9,7 @@ from typing import Any
 class MappingConfig:
     """A file that maps values, for example ICD-9 to ICD-10 or drug names to ATC codes. None is shipped."""
 
-    path: str | None = None
+    path: Path | None = None
     """CSV or Parquet file. None: there is no mapping, so a rule that needs it does not apply."""
     source: str = "from"
     """Column with the value to look up; case, blanks and punctuation do not matter."""

@@ -1,6 +1,7 @@
 """Settings of sources that turn tables of records into MEDS. Import-light, so that a plugin may subclass them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ehr_core import MISSING
 
@@ -10,7 +11,7 @@ class TablesConfig:
     """A folder of tables, written as MEDS: splits by a hash of the subject, shards of bounded size."""
 
     name: str = "tables"
-    path: str = MISSING
+    path: Path = MISSING
     """Folder with the tables."""
     train: float = 0.8
     """Share of the split train; a hash of (seed, subject) decides where a subject goes."""

@@ -22,7 +22,7 @@ from ehr_core.plugins import build, registry
 from ehr_core.progress import Progress
 from ehr_core.protocols import Executor, Tokenizer
 
-from ehr_tokenize.fit import grow, summaries
+from ehr_tokenize.fit import summaries
 from ehr_tokenize.plugin import TokenizeConfig
 from ehr_tokenize.store import coverage, metadata
 from ehr_tokenize.store.jobs import EncodeJob, SummarizeJob, encode, is_done, load_tokenizer, summarize
@@ -124,21 +124,19 @@ class Run:
         else:
             tokenizer = load_tokenizer(given)
         if self.settings.grow and given is not None:
-            new = grow.unfitted(tokenizer)
+            new = tokenizer.unfitted()
             new.fit(self._summaries(new, train, bar))
-            grow.grown(tokenizer, new, self.work.store, self.work.folder)
-            tokenizer = load_tokenizer(self.work.store)
-        else:
-            if given is None:
-                tokenizer.fit(self._summaries(tokenizer, train, bar))
-            tokenizer.save(self.work.store)
+            tokenizer.grow(new)
+        elif given is None:
+            tokenizer.fit(self._summaries(tokenizer, train, bar))
+        tokenizer.save(self.work.store)
         write_json(self.work.fit_done, {})
         self.work.clear_fit()
         return tokenizer
 
     def _summaries(self, tokenizer: Tokenizer, train: list[Shard], bar: Progress) -> list[Any]:
         """Summaries of the train shards in order, where possible with their numbers left on disk."""
-        kind = summaries.kind_of(tokenizer.summarize)
+        kind = tokenizer.summary_type
         fitted = Path(self.settings.fitted) if self.settings.fitted else None
         jobs = [
             SummarizeJob(shard, self.settings.tokenizer, fitted, self.drop, self.work.summary(shard.number))

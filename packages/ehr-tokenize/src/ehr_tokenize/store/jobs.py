@@ -22,7 +22,7 @@ from ehr_core.formats.tokens import TOKENIZER
 from ehr_core.plugins import build
 from ehr_core.protocols import Tokenizer
 
-from ehr_tokenize.fit import grow, summaries
+from ehr_tokenize.fit import summaries
 from ehr_tokenize.store import coverage
 from ehr_tokenize.store.treated import odd_rows
 
@@ -33,11 +33,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     tokenizer: Tokenizer = build("tokenizer", from_plain("tokenizer", {"name": found["name"], **found["settings"]}))
     tokenizer.load(folder)
     return tokenizer
-
-
-def event_columns(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Columns of the events that a tokenizer wants beyond the four of MEDS: its ``event_columns``, if it has any."""
-    return tuple(getattr(tokenizer, "event_columns", ()))
 
 
 # -- fit
@@ -57,12 +52,12 @@ class SummarizeJob:
 
 def summarize(job: SummarizeJob) -> Any:
     """The summary; None when it is in the job's file."""
-    tokenizer = grow.unfitted(load_tokenizer(job.fitted)) if job.fitted else build("tokenizer", job.tokenizer)
-    events = read_events(job.shard.path, event_columns(tokenizer), job.drop_duplicates)
+    tokenizer: Tokenizer = load_tokenizer(job.fitted).unfitted() if job.fitted else build("tokenizer", job.tokenizer)
+    events = read_events(job.shard.path, tokenizer.event_columns, job.drop_duplicates)
     found = tokenizer.summarize(events)
-    if summaries.kind_of(tokenizer.summarize) is None:
+    if tokenizer.summary_type is None:
         return found
-    summaries.keep(found, job.file)
+    summaries.keep(tokenizer.summary_type, found, job.file)
     return None
 
 
@@ -90,15 +85,14 @@ class EncodeJob:
 
 
 @lru_cache(maxsize=1)
-def _kept(folder: Path, stamp: str) -> tuple[Tokenizer, frozenset[str]]:
-    tokenizer = load_tokenizer(folder)
-    return tokenizer, coverage.known_codes(tokenizer.vocabulary)
+def _kept(folder: Path, stamp: str) -> Tokenizer:
+    return load_tokenizer(folder)
 
 
 def encode(job: EncodeJob) -> None:
     """Write the shard's tokens, then its record: a shard with a record is done."""
-    tokenizer, known = _kept(job.store, job.stamp)
-    events, treated = read_treated(job.shard.path, event_columns(tokenizer), job.drop_duplicates)
+    tokenizer = _kept(job.store, job.stamp)
+    events, treated = read_treated(job.shard.path, tokenizer.event_columns, job.drop_duplicates)
     table = tokenizer.encode(events)
     temporary = job.file.with_name(f".{job.file.name}.{os.getpid()}")
     table.write(temporary)
@@ -110,7 +104,7 @@ def encode(job: EncodeJob) -> None:
     record = {
         "counts": counts | {"non_finite": treated.pop("non_finite")},
         "treated": treated | odd_rows(events, job.latest),
-        "codes": coverage.code_events(events, tokenizer, known),
+        "codes": coverage.code_events(events, tokenizer),
         "size": job.file.stat().st_size,
     }
     job.record.parent.mkdir(parents=True, exist_ok=True)

@@ -78,7 +78,7 @@ def asked(laws: Laws, stays: Stays, task: str) -> tuple[np.ndarray, np.ndarray]:
 def label_tables(
     laws: Laws, subjects: Subjects, stays: Stays, early_NS: np.ndarray, all_NS: np.ndarray, first_id: int
 ) -> dict[str, pa.Table]:
-    """Labels of every task. ``early_NS`` and ``all_NS``: log likelihood of what a stay shows on its first day, in all."""
+    """Labels of every task. ``early_NS`` and ``all_NS``: log likelihood of what a stay shows on day one, in all."""
     stay, tables = vars(stays.stay()), {}
     for name, task in TASKS.items():
         its, time = asked(laws, stays, name)

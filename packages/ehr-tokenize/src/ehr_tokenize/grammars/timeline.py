@@ -1,4 +1,4 @@
-"""What tokenizers share: which rows are static, how they fill the prefix, the vocabulary, the state on disk.
+"""What grammars with one timeline a subject share: which rows are static, and how they fill the prefix.
 
 A tokenizer derives from `TimelineTokenizer` and adds `summarize`, `fit` and `encode_timeline`.
 
@@ -9,26 +9,20 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
-from ehr_core.config import from_plain, to_plain
-from ehr_core.errors import ConfigError, FormatError
-from ehr_core.formats.folder import read_json, write_json
-from ehr_core.formats.tokens import NO_TIME, TOKENIZER, Prefix, TokenTable, load_prefix, write_prefix
-from ehr_core.formats.vocabulary import UNK, Token, Vocabulary
+from ehr_core.constants import MEDS_BIRTH
+from ehr_core.errors import ConfigError
+from ehr_core.formats.tokens import NO_TIME, Prefix, TokenTable
+from ehr_core.formats.vocabulary import UNK, Token
 
 from ehr_tokenize.fit import quantiles
-from ehr_tokenize.grammars.spacing import Lengths, Spacing, means, quartiles
+from ehr_tokenize.grammars.spine import SpacedTokenizer
 from ehr_tokenize.prepare import arrays
-from ehr_tokenize.prepare.preparation import Preparation
 
-BIRTH = "MEDS_BIRTH"
-MINUTE = 60_000_000
-HOUR, DAY = 60 * MINUTE, 1440 * MINUTE
 TENS = tuple(f"AGE_TENS//{digit}" for digit in range(10))
 UNITS = tuple(f"AGE_UNITS//{digit}" for digit in range(10))
 AGE_UNKNOWN = "AGE//UNKNOWN"
@@ -49,119 +43,23 @@ class Parts:
         return int(np.count_nonzero(self.birth_S != NO_TIME))
 
 
-class FittedTokenizer(abc.ABC):
-    """Base of `ehr_core.protocols.Tokenizer`: a vocabulary, a prefix, and fitted state in JSON.
-
-    Settings have at least ``name``, ``min_count`` and ``value``. With a further field ``prepare``, a `PrepareConfig`,
-    events are prepared by it first.
-    """
-
-    saved: ClassVar[tuple[str, ...]] = ("breaks", "interval_estimates", "interval_quartiles")
-    """Names of the attributes that are fitted; JSON values."""
-    spacing: ClassVar[Spacing]
-    """The tokens for time."""
-
-    def __init__(self, settings: Any):
-        if settings.min_count < 1:
-            raise ConfigError(f"tokenizer.min_count is {settings.min_count}; it must be at least 1")
-        self.settings = settings
-        self.preparation = Preparation(getattr(settings, "prepare", None))
-        self.vocabulary = Vocabulary.build([])
-        self.prefix = Prefix()
-        self.breaks: dict[str, list[float]] = {}
-        """Per timeline code with numbers in train: its breaks, ascending."""
-        self.interval_estimates: dict[str, float] = {}
-        """Mean seconds that each interval token stands for, in train."""
-        self.interval_quartiles: dict[str, list[float]] = {}
-        """Least, first quartile, median, third quartile and most of these seconds."""
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Further columns of the token tables."""
-        return {"value": "float32"} if self.settings.value else {}
-
-    @property
-    def event_columns(self) -> tuple[str, ...]:
-        """Columns of the events beyond those of MEDS that the preparation looks at."""
-        return self.preparation.columns
-
-    @abc.abstractmethod
-    def summarize(self, events: pl.DataFrame) -> Any:
-        """What `fit` needs to know of one shard of train."""
-
-    @abc.abstractmethod
-    def fit(self, summaries: Iterable[Any]) -> None:
-        """Fit on the summaries of all train shards. Raises DataError when train has no event."""
-
-    @abc.abstractmethod
-    def encode(self, events: pl.DataFrame) -> TokenTable:
-        """Tokens of a shard whose rows are sorted by (subject_id, time), null times first."""
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The type of tokens: the smaller one that holds the vocabulary."""
-        return np.dtype(np.uint16 if len(self.vocabulary) <= 1 << 16 else np.uint32)
-
-    def fit_intervals(self, lengths: Lengths, names: Sequence[str], middles: Sequence[float]) -> list[Token]:
-        """Fit what each token for time stands for, and give the tokens; ``middles``: of one that never occurred."""
-        self.interval_estimates = means(lengths, names, middles)
-        self.interval_quartiles = quartiles(lengths, names, middles)
-        return [Token(name, "interval", (), n) for name, n in zip(names, lengths.count_I.tolist(), strict=True)]
-
-    def unfitted(self) -> Self:
-        """A tokenizer of the same settings and mappings that has seen no records, to fit on others."""
-        new = type(self)(self.settings)
-        new.preparation = self.preparation
-        return new
-
-    # -- state
-
-    def interval_days(self) -> dict[str, list[float | None]]:
-        """Per token for time the fewest and most days that it stands for; None: no most."""
-        return self.spacing.days()
-
-    def save(self, folder: Path) -> None:
-        """Write vocabulary.json, prefix.json and tokenizer.json."""
-        self.vocabulary.save(folder)
-        write_prefix(folder, self.prefix)
-        state = {name: getattr(self, name) for name in self.saved} | {"interval_days": self.interval_days()}
-        if mappings := self.preparation.state():
-            state["mappings"] = mappings
-        plain = self.preparation.portable(to_plain(self.settings))
-        found = {"name": self.settings.name, "settings": plain, "state": state}
-        write_json(folder / TOKENIZER, found)
-
-    def load(self, folder: Path) -> None:
-        """Read back what `save` wrote, settings included. Raises FormatError when it is another tokenizer's."""
-        found: dict[str, Any] = read_json(folder / TOKENIZER)
-        try:
-            if found["name"] != self.settings.name:
-                raise FormatError(f"{folder / TOKENIZER} is of tokenizer {found['name']!r}, not {self.settings.name!r}")
-            self.settings = from_plain("tokenizer", found["settings"])
-            self.preparation = Preparation(getattr(self.settings, "prepare", None), found["state"].get("mappings", {}))
-            for name in self.saved:
-                setattr(self, name, found["state"][name])
-        except (KeyError, TypeError) as error:
-            raise FormatError(
-                f"{folder / TOKENIZER} is not the state of tokenizer {self.settings.name!r}: {error!r}"
-            ) from error
-        self.vocabulary = Vocabulary.load(folder)
-        self.prefix = load_prefix(folder)
-
-
-class TimelineTokenizer(FittedTokenizer):
+class TimelineTokenizer(SpacedTokenizer):
     """One timeline a subject, static rows as a prefix. Settings also have ``num_quantiles`` and ``static_codes``."""
 
-    saved: ClassVar[tuple[str, ...]] = (*FittedTokenizer.saved, "static_breaks")
+    saved: ClassVar[tuple[str, ...]] = (*SpacedTokenizer.saved, "static_breaks")
     births_are_events: bool = False
     """Whether MEDS_BIRTH is in the timeline, too."""
 
     def __init__(self, settings: Any):
-        if settings.num_quantiles < 2:
-            raise ConfigError(f"tokenizer.num_quantiles is {settings.num_quantiles}; it must be at least 2")
-        super().__init__(settings)
         self.static_breaks: dict[str, list[float]] = {}
         """As ``breaks``, for static codes with numbers."""
+        super().__init__(settings)
+
+    def configure(self) -> None:
+        """Check the settings and make what follows from them."""
+        super().configure()
+        if self.settings.num_quantiles < 2:
+            raise ConfigError(f"tokenizer.num_quantiles is {self.settings.num_quantiles}; it must be at least 2")
 
     @abc.abstractmethod
     def encode_timeline(self, parts: Parts, dtype: np.dtype) -> dict[str, Any]:
@@ -169,13 +67,9 @@ class TimelineTokenizer(FittedTokenizer):
 
     # -- rows
 
-    def records(self, events: pl.DataFrame) -> arrays.Records:
-        """Arrays of the events of a shard, prepared."""
-        return arrays.records(self.preparation.apply(events))
-
     def parts(self, rows: arrays.Records) -> Parts:
         """Timeline, static rows and births of a shard."""
-        birth_N = rows.per_code(BIRTH.__eq__, bool)[rows.code_N]
+        birth_N = rows.per_code(MEDS_BIRTH.__eq__, bool)[rows.code_N]
         starts = tuple(f"{prefix}//" for prefix in self.settings.static_codes)
         exact = frozenset(self.settings.static_codes)
         static_N = rows.per_code(lambda code: code.startswith(starts) or code in exact, bool)[rows.code_N]
