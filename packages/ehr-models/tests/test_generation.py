@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from ehr_core.errors import ConfigError, DataError, FormatError
+from ehr_core.formats.intervals import Interval, Intervals
 from ehr_core.formats.vocabulary import Token, Vocabulary
 from ehr_models import gpt, hf
 from ehr_models.generation.engine import Engine, _Work
@@ -49,7 +50,8 @@ def prompts(*lengths, prefix=2, seed=5):
 
 
 def engine(model, intervals=SECONDS, **settings):
-    return Engine(model, VOCABULARY, GenerationConfig(**{"draws": 3, "max_new_tokens": 12} | settings), intervals)
+    lengths = Intervals({name: Interval(seconds, 0.0, None) for name, seconds in (intervals or {}).items()})
+    return Engine(model, VOCABULARY, GenerationConfig(**{"draws": 3, "max_new_tokens": 12} | settings), lengths)
 
 
 def drawn(engine, asked):

@@ -5,13 +5,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ehr_core.constants import DAY_US
 from ehr_core.errors import DataError, FormatError
+from ehr_core.formats.intervals import Interval, Intervals
 from ehr_core.formats.vocabulary import Token, Vocabulary
 from ehr_models.adapter_settings import AdapterConfig
 from ehr_models.adapters import wrap
 from ehr_models.generation import folder as folders
-from ehr_models.generation.engine import Engine, interval_seconds
-from ehr_models.generation.folder import generate_into, read
+from ehr_models.generation.engine import Engine
+from ehr_models.generation.folder import Trajectories, draw_into, generate
 from ehr_models.generation.rows import Prompt
 from ehr_models.generation.settings import GenerationConfig
 from peft.tuners.lora import LoraLayer
@@ -31,8 +33,8 @@ def engine(model, **settings):
 
 def test_trajectories_come_back_from_their_folder(model, prompts, tmp_path):
     made = engine(model)
-    generate_into(tmp_path / "out", made, prompts)
-    table = read(tmp_path / "out")
+    draw_into(tmp_path / "out", made, prompts)
+    table = Trajectories(tmp_path / "out").table()
     assert table.schema == folders.SCHEMA
     expected = sorted(made.generate(prompts), key=lambda one: (one.subject_id, one.draw))
     assert table["tokens"].to_pylist() == [one.tokens.tolist() for one in expected]
@@ -44,7 +46,7 @@ def test_trajectories_come_back_from_their_folder(model, prompts, tmp_path):
 
 def test_work_goes_on_after_a_kill_and_gives_the_same(model, prompts, tmp_path):
     made = engine(model)
-    generate_into(tmp_path / "whole", made, prompts)
+    draw_into(tmp_path / "whole", made, prompts)
     killed = Engine.generate
 
     class Killed(Exception):
@@ -57,22 +59,22 @@ def test_work_goes_on_after_a_kill_and_gives_the_same(model, prompts, tmp_path):
 
     mortal = Mortal(model, VOCABULARY, made.settings)
     with pytest.raises(Killed):
-        generate_into(tmp_path / "out", mortal, prompts, part_rows=3)
+        draw_into(tmp_path / "out", mortal, prompts, part_rows=3)
     before = {path: path.read_bytes() for path in folders.parts(tmp_path / "out")}
     assert len(before) >= 2
     asked = []
-    generate_into(tmp_path / "out", made, (asked.append(p) or p for p in prompts), part_rows=3)
-    assert read(tmp_path / "out").equals(read(tmp_path / "whole"))
+    draw_into(tmp_path / "out", made, (asked.append(p) or p for p in prompts), part_rows=3)
+    assert Trajectories(tmp_path / "out").table().equals(Trajectories(tmp_path / "whole").table())
     assert all(path.read_bytes() == content for path, content in before.items())
     drawn = sum(len(pq.read_table(path)) for path in folders.parts(tmp_path / "out") if path not in before)
     assert drawn == 18 - 3 * len(before)
 
 
 def test_a_finished_folder_is_not_drawn_again(model, prompts, tmp_path):
-    generate_into(tmp_path, engine(model), prompts)
+    draw_into(tmp_path, engine(model), prompts)
     files = folders.parts(tmp_path)
-    generate_into(tmp_path, engine(model, rows=64), prompts)
-    generate_into(tmp_path, engine(model), [dataclasses.replace(p, tokens=p.tokens.tolist()) for p in prompts])
+    draw_into(tmp_path, engine(model, rows=64), prompts)
+    draw_into(tmp_path, engine(model), [dataclasses.replace(p, tokens=p.tokens.tolist()) for p in prompts])
     assert folders.parts(tmp_path) == files
 
 
@@ -80,49 +82,49 @@ def test_a_finished_folder_is_not_drawn_again(model, prompts, tmp_path):
 def test_two_prompts_of_one_subject_and_time_are_refused(model, prompts, tmp_path, tokens):
     again = dataclasses.replace(prompts[1], tokens=prompts[1].tokens[tokens])
     with pytest.raises(DataError, match="prompt 3 has the subject and time of an earlier one") as raised:
-        generate_into(tmp_path, engine(model), [*prompts[:3], again])
+        draw_into(tmp_path, engine(model), [*prompts[:3], again])
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("change", [{"tokens": np.arange(7, 16)}, {"prefix": 1}])
 def test_a_prompt_that_differs_from_what_was_drawn_from_is_refused(model, prompts, tmp_path, change):
-    generate_into(tmp_path, engine(model), prompts)
-    before = read(tmp_path)
+    draw_into(tmp_path, engine(model), prompts)
+    before = Trajectories(tmp_path).table()
     with pytest.raises(FormatError, match="for the subject and time of prompt 2 from other tokens") as raised:
-        generate_into(tmp_path, engine(model), [*prompts[:2], dataclasses.replace(prompts[2], **change)])
+        draw_into(tmp_path, engine(model), [*prompts[:2], dataclasses.replace(prompts[2], **change)])
     assert "\n" not in str(raised.value)
-    assert read(tmp_path).equals(before)
+    assert Trajectories(tmp_path).table().equals(before)
 
 
 def test_a_lost_part_is_drawn_again_and_no_other_is_overwritten(model, prompts, tmp_path):
-    generate_into(tmp_path, engine(model), prompts, part_rows=3)
-    whole, files = read(tmp_path), folders.parts(tmp_path)
+    draw_into(tmp_path, engine(model), prompts, part_rows=3)
+    whole, files = Trajectories(tmp_path).table(), folders.parts(tmp_path)
     assert len(files) == 6
     files.pop(0).unlink()
     kept = [path.read_bytes() for path in files]
-    generate_into(tmp_path, engine(model), prompts, part_rows=3)
+    draw_into(tmp_path, engine(model), prompts, part_rows=3)
     assert [path.read_bytes() for path in files] == kept
-    assert read(tmp_path).equals(whole)
+    assert Trajectories(tmp_path).table().equals(whole)
 
 
 def test_a_part_with_other_columns_is_one_clear_error(model, prompts, tmp_path):
-    generate_into(tmp_path, engine(model), prompts)
+    draw_into(tmp_path, engine(model), prompts)
     (path,) = folders.parts(tmp_path)
     pq.write_table(pq.read_table(path).drop_columns("prompt"), path)
-    for use in (read, lambda folder: generate_into(folder, engine(model), prompts)):
+    for use in (lambda folder: Trajectories(folder).table(), lambda folder: draw_into(folder, engine(model), prompts)):
         with pytest.raises(FormatError, match="no trajectories with the columns") as raised:
             use(tmp_path)
         assert "\n" not in str(raised.value)
 
 
 def test_a_folder_of_other_settings_or_weights_is_refused(model, prompts, tmp_path):
-    generate_into(tmp_path, engine(model), prompts[:1])
+    draw_into(tmp_path, engine(model), prompts[:1])
     with pytest.raises(FormatError, match="begun with other settings"):
-        generate_into(tmp_path, engine(model, seed=1), prompts)
+        draw_into(tmp_path, engine(model, seed=1), prompts)
     with torch.no_grad():
         model.norm.weight[0] += 1
     with pytest.raises(FormatError, match="begun with other weights"):
-        generate_into(tmp_path, engine(model), prompts)
+        draw_into(tmp_path, engine(model), prompts)
 
 
 @pytest.fixture
@@ -139,15 +141,15 @@ def adapted(model):
 
 
 def test_a_folder_of_another_adapter_in_use_is_refused(adapted, prompts, tmp_path):
-    generate_into(tmp_path, engine(adapted), prompts[:1])
+    draw_into(tmp_path, engine(adapted), prompts[:1])
     adapted.set_adapter("two")
     with pytest.raises(FormatError, match="begun with other adapters, weights"):
-        generate_into(tmp_path, engine(adapted), prompts)
+        draw_into(tmp_path, engine(adapted), prompts)
     with adapted.disable_adapter(), pytest.raises(FormatError, match="begun with other adapters, weights"):
-        generate_into(tmp_path, engine(adapted), prompts)
+        draw_into(tmp_path, engine(adapted), prompts)
     adapted.set_adapter("one")
-    generate_into(tmp_path, engine(adapted), prompts)
-    assert len(read(tmp_path)) == 18
+    draw_into(tmp_path, engine(adapted), prompts)
+    assert len(Trajectories(tmp_path).table()) == 18
 
 
 def scaled(model):
@@ -182,24 +184,62 @@ def tensors(*words):
     ],
 )
 def test_what_acts_decides_and_idle_adapters_do_not(adapted, prompts, tmp_path, change, counts):
-    generate_into(tmp_path, engine(adapted), prompts[:1])
+    draw_into(tmp_path, engine(adapted), prompts[:1])
     change(adapted)
     if counts:
         with pytest.raises(FormatError, match="begun with other weights"):
-            generate_into(tmp_path, engine(adapted), prompts)
+            draw_into(tmp_path, engine(adapted), prompts)
     else:
-        generate_into(tmp_path, engine(adapted), prompts)
+        draw_into(tmp_path, engine(adapted), prompts)
 
 
 def test_nothing_of_a_subject_is_printed(model, prompts, tmp_path, capsys, caplog):
-    generate_into(tmp_path, engine(model), prompts)
+    draw_into(tmp_path, engine(model), prompts)
     assert capsys.readouterr().out == ""
     assert caplog.text == ""
 
 
-def test_estimates_are_read_from_a_fitted_tokenizer(tmp_path):
-    path = tmp_path / "tokenizer.json"
-    path.write_text('{"name": "ethos", "settings": {}, "state": {"interval_estimates": {"1h-2h": 5000.5}}}')
-    assert interval_seconds(tmp_path) == {"1h-2h": 5000.5}
-    path.write_text('{"name": "fms", "settings": {}, "state": {}}')
-    assert interval_seconds(tmp_path) == {}
+def test_one_call_draws_goes_on_and_opens_what_was_drawn(model, prompts, tmp_path):
+    intervals = Intervals({"CODE//5": Interval(86_400.0, 0.5, 2.0)})
+    settings = GenerationConfig(draws=3, max_new_tokens=40, horizon_days=2.0, rows=4)
+    first = generate(model, VOCABULARY, prompts[:2], settings, intervals, tmp_path / "out")
+    assert len(first) == 6
+    found = generate(model, VOCABULARY, prompts, settings, intervals, tmp_path / "out")
+    assert len(found) == 18
+    assert found.settings == dataclasses.replace(settings, rows=64)
+    assert found.vocabulary_digest == VOCABULARY.digest
+    assert sum(len(table) for table in found.tables()) == 18
+    table, day = found.table(), VOCABULARY["CODE//5"]
+    days = [tokens.count(day) for tokens in table["tokens"].to_pylist()]
+    assert table["elapsed_seconds"].to_pylist() == [86_400.0 * number for number in days]
+    assert [reason == "horizon" for reason in table["stop_reason"].to_pylist()] == [number == 3 for number in days]
+
+
+def test_the_horizon_counts_from_the_prediction_time_and_not_from_the_newest_event(model, prompts, tmp_path):
+    intervals = Intervals({f"CODE//{code}": Interval(86_400.0, 0.5, 2.0) for code in range(30)})
+    settings = GenerationConfig(draws=4, max_new_tokens=200, horizon_days=2.0)
+    late = [dataclasses.replace(prompt, last_time=prompt.time - 5 * DAY_US) for prompt in prompts]
+    at_once = generate(model, VOCABULARY, prompts, settings, intervals, tmp_path / "at_once").table()
+    waited = generate(model, VOCABULARY, late, settings, intervals, tmp_path / "waited").table()
+    assert set(at_once["stop_reason"].to_pylist()) == set(waited["stop_reason"].to_pylist()) == {"horizon"}
+    # Both end on the third day after the prediction time; five more days pass before it where the record is older.
+    for table, passed in ((at_once, 0), (waited, 5)):
+        assert set(table["elapsed_seconds"].to_pylist()) == {3 * 86_400.0}
+        for tokens in table["tokens"].to_pylist():
+            assert sum(token - 7 < 30 for token in tokens) == 3 + passed
+    for one, other in zip(at_once["tokens"].to_pylist(), waited["tokens"].to_pylist(), strict=True):
+        assert other[: len(one)] == one
+    late = [dataclasses.replace(prompts[0], last_time=prompts[0].time + 1)]
+    with pytest.raises(DataError, match="newest event of a prompt is later than its prediction time"):
+        generate(model, VOCABULARY, late, settings, intervals, tmp_path / "never")
+
+
+def test_a_folder_that_holds_something_else_is_refused(model, prompts, tmp_path):
+    (tmp_path / "letters.txt").write_text("not ours")
+    with pytest.raises(FormatError, match="exists already; give another output"):
+        draw_into(tmp_path, engine(model), prompts)
+    with pytest.raises(FormatError, match=r"generation\.json is missing"):
+        Trajectories(tmp_path)
+    (tmp_path / "generation.json").write_text("{}")
+    with pytest.raises(FormatError, match="does not describe trajectories"):
+        Trajectories(tmp_path)

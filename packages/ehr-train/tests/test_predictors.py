@@ -152,7 +152,7 @@ def test_direct_says_why_it_cannot_answer(job, outcome, reason):
 def test_a_horizon_without_interval_tokens_is_not_answered(job, run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
-    write_json(copy / "tokenizer" / "tokenizer.json", {"state": {}})
+    (copy / "tokenizer" / "intervals.json").unlink()
     asked = dataclasses.replace(job, run=copy, codes=dataclasses.replace(OUTCOME, horizon_days=30.0))
     with pytest.raises(NotApplicable, match="needs interval tokens"):
         build("predictor", DirectConfig()).fit(asked)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ehr_core.formats.folder import Manifest, write_json, write_manifest
+from ehr_core.formats.intervals import Interval, Intervals
 from ehr_core.formats.tokens import FORMAT, NO_TIME, VERSION, Prefix, TokenTable, write_prefix
 from ehr_core.formats.vocabulary import Token, Vocabulary
 from ehr_train import checkpoint, launch
@@ -68,8 +69,9 @@ def write_store(path: Path, splits: dict[str, list[list[Subject]]], prefix: Pref
     path.mkdir(parents=True)
     VOCABULARY.save(path)
     write_prefix(path, prefix)
-    days = {"1d-10d": [1, 10], "10d-40d": [10, 40], "40d-": [40, None]}
-    write_json(path / "tokenizer.json", {"name": "by-hand", "settings": {}, "state": {"interval_days": days}})
+    days = {"1d-10d": (1, 10), "10d-40d": (10, 40), "40d-": (40, None)}
+    Intervals({name: Interval(86_400.0 * lower, lower, upper) for name, (lower, upper) in days.items()}).save(path)
+    write_json(path / "tokenizer.json", {"name": "by-hand", "settings": {}, "state": {}})
     for split, shards in splits.items():
         for number, subjects in enumerate(shards):
             table(subjects).write(path / split / f"{number}.safetensors")

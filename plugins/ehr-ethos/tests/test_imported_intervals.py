@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from ehr_core.errors import FormatError
+from ehr_core.formats.intervals import Intervals
 from ehr_core.formats.run import Run
 from ehr_core.plugins import build
 from ehr_ethos.checkpoints import describe, to_theirs
 from ehr_ethos.plugin import ImportConfig
 from ehr_ethos.runs import import_checkpoint
-from ehr_models.generation.engine import Engine, interval_seconds
+from ehr_models.generation.engine import Engine
 from ehr_models.generation.rows import Prompt
 from ehr_models.generation.settings import GenerationConfig
 from ehr_models.gpt import GPT
@@ -55,13 +56,13 @@ def test_trajectories_of_an_imported_run_end_at_their_horizon(checkpoint, tmp_pa
     folder = tmp_path / "run"
     import_checkpoint(ImportConfig(str(checkpoint), str(folder), interval_estimates=file))
     run = Run(folder)
-    assert interval_seconds(run.tokenizer) == expected
+    assert Intervals.load(run.tokenizer).mean_seconds == expected
     assert run.manifest.content["interval_middles"] == middles
     assert ("interval_estimates" in run.manifest.inputs) == (file is not None)
     assert (f"{len(middles)} interval tokens stand for the middles" in capsys.readouterr().out) == bool(middles)
 
     settings = GenerationConfig(draws=20, horizon_days=400, max_new_tokens=200, never=["code", "quantile", "static"])
-    made = Engine(GPT.from_pretrained(run.model), run.vocabulary, settings, interval_seconds(run.tokenizer))
+    made = Engine(GPT.from_pretrained(run.model), run.vocabulary, settings, Intervals.load(run.tokenizer))
     found = list(made.generate([Prompt(1, 0, np.arange(20), 2)]))
     assert any(one.stop_reason == "horizon" for one in found)
     names = [token.token for token in run.vocabulary.tokens]

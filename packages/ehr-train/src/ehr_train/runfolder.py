@@ -14,6 +14,7 @@ import torch
 from ehr_core.config import to_plain
 from ehr_core.formats import run as run_format
 from ehr_core.formats.folder import Manifest, write_json, write_manifest, write_text
+from ehr_core.formats.intervals import FILE as INTERVALS
 from ehr_core.formats.tokens import PREFIX, TOKENIZER
 from ehr_core.formats.vocabulary import FILE as VOCABULARY
 from ehr_core.plugins import registry
@@ -40,7 +41,7 @@ def begin(folder: Path, job: TrainJob, store: Path) -> None:
     lines = [f"# Python {platform.python_version()}, {platform.platform()}", *sorted(installed, key=str.lower)]
     write_text(folder / "environment.txt", "\n".join(lines) + "\n")
     (folder / "tokenizer").mkdir(exist_ok=True)
-    for name in (VOCABULARY, PREFIX, TOKENIZER):
+    for name in (VOCABULARY, PREFIX, TOKENIZER, INTERVALS):
         if (store / name).is_file():
             shutil.copyfile(store / name, folder / "tokenizer" / name)
     parts = [registry().get(kind, getattr(job, kind).name) for kind in ("model", "objective")]

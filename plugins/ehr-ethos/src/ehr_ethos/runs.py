@@ -6,9 +6,21 @@ from typing import Any
 
 import torch
 from ehr_core.config import from_plain, to_plain
+from ehr_core.constants import SECOND_US
 from ehr_core.errors import ConfigError, FormatError
 from ehr_core.formats import run as run_format
-from ehr_core.formats.folder import Manifest, check_free, file_digest, new_folder, read_json, write_json, write_manifest
+from ehr_core.formats.folder import (
+    Manifest,
+    check_free,
+    file_digest,
+    new_folder,
+    read_json,
+    replacing,
+    write_json,
+    write_manifest,
+    write_text,
+)
+from ehr_core.formats.intervals import Intervals
 from ehr_core.formats.run import Run
 from ehr_core.formats.tokens import TOKENIZER, Prefix, write_prefix
 from ehr_core.formats.vocabulary import Token, Vocabulary
@@ -22,7 +34,6 @@ from ehr_ethos import checkpoints
 from ehr_ethos.__about__ import __version__
 from ehr_ethos.plugin import ExportConfig, ImportConfig
 
-US = 1_000_000
 STATIC = ("GENDER//", "MARITAL//", "RACE//")
 
 
@@ -44,27 +55,27 @@ def import_checkpoint(settings: ImportConfig) -> None:
         print(f"note: {len(middles)} interval tokens stand for the middles of their borders; see interval_estimates")
 
 
-def write_run(found: checkpoints.Imported, path: Path, output: Path, estimates: Path | None) -> list[str]:
+def write_run(imported: checkpoints.Imported, path: Path, output: Path, estimates: Path | None) -> list[str]:
     """The run folder; gives the interval tokens that ``estimates``, a file, says nothing of.
 
     Raises FormatError when weights do not fit the shape that the checkpoint says, or estimates the vocabulary.
     """
-    model = build("model", found.settings, vocabulary_size=len(found.tokens), columns=[])
+    model = build("model", imported.settings, vocabulary_size=len(imported.tokens), columns=[])
     try:
-        model.load_state_dict(found.weights, strict=True)
+        model.load_state_dict(imported.weights, strict=True)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise FormatError(f"the weights of {path} do not fit each other: {' '.join(lines[1:2])}") from error
-    vocabulary = Vocabulary([token_of(name) for name in found.tokens])
+    vocabulary = Vocabulary([token_of(name) for name in imported.tokens])
     seconds, middles = interval_lengths(vocabulary, estimates)
-    plain = {"model": to_plain(found.settings), "objective": to_plain(NextTokenConfig())}
+    plain = {"model": to_plain(imported.settings), "objective": to_plain(NextTokenConfig())}
     content = {
         "model": model.state_dict(),
         "objective": {},
         "model_configs": {**plain["model"], "vocabulary_size": len(vocabulary), "columns": []},
         "vocab_stoi": dict(vocabulary.ids),
         "hydra_config_full": plain,
-        "step": found.step,
+        "step": imported.step,
     }
     bars: Any = logging
     bars.disable_progress_bar()  # it would stand between the lines of ours
@@ -76,12 +87,17 @@ def write_run(found: checkpoints.Imported, path: Path, output: Path, estimates: 
         (folder / "logs").mkdir()
         write_json(folder / "logs" / "metrics_history.json", [])
         write_json(folder / "hyperparameters.json", plain)
-        summary = {"steps": found.step, "best_step": found.step, "best_tuning_loss": found.loss, "stopped": "imported"}
+        summary = {
+            "steps": imported.step,
+            "best_step": imported.step,
+            "best_tuning_loss": imported.loss,
+            "stopped": "imported",
+        }
         write_json(folder / "summary.json", summary)
-        (folder / "SUMMARY.txt").write_text(f"imported from {path.name}, step {found.step}\n")
+        write_text(folder / "SUMMARY.txt", f"imported from {path.name}, step {imported.step}\n")
         made_by = [f"ehr-ethos=={__version__}", registry().version("model", "gpt")]
         facts = {"vocabulary": vocabulary.digest, "vocabulary_size": len(vocabulary), "columns": []}
-        facts |= {"context_length": found.settings.context_length, "labelled": False, "interval_middles": middles}
+        facts |= {"context_length": imported.settings.context_length, "labelled": False, "interval_middles": middles}
         inputs = {"checkpoint": file_digest(path)}
         if estimates:
             inputs["interval_estimates"] = file_digest(estimates)
@@ -104,11 +120,12 @@ def interval_lengths(vocabulary: Vocabulary, estimates: Path | None) -> tuple[di
         if name not in middle:
             raise FormatError(f"{estimates} names {name!r}, which is no interval token of the checkpoint's vocabulary")
         # All borders are within these limits, and numbers in another unit are not.
-        if not isinstance(micros, int | float) or not middle[name] / 2 <= micros / US <= middle[name] * 2:
+        if not isinstance(micros, int | float) or not middle[name] / 2 <= micros / SECOND_US <= middle[name] * 2:
             raise FormatError(
-                f"{estimates}: the mean of {name!r} is {micros}; expected microseconds, about {middle[name] * US:.0f}"
+                f"{estimates}: the mean of {name!r} is {micros}; expected microseconds, about "
+                f"{middle[name] * SECOND_US:.0f}"
             )
-    means = {name: micros / US for name, micros in means.items()}
+    means = {name: micros / SECOND_US for name, micros in means.items()}
     return middle | means, sorted(middle.keys() - means.keys())
 
 
@@ -118,8 +135,8 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, seconds: dict[str, flo
     vocabulary.save(folder)
     write_prefix(folder, Prefix())
     days = {name: span for name, span in SPACING.days().items() if name in vocabulary.ids}
-    state = {"interval_days": days, "interval_estimates": seconds}
-    write_json(folder / TOKENIZER, {"name": "imported", "settings": {}, "state": state})
+    Intervals.join(seconds, days).save(folder)
+    write_json(folder / TOKENIZER, {"name": "imported", "settings": {}, "state": {}})
 
 
 def token_of(name: str) -> Token:
@@ -154,9 +171,8 @@ def export_checkpoint(settings: ExportConfig) -> None:
         "hydra_config_full": content["hydra_config_full"],
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    torch.save(exported, partial)
-    partial.replace(output)
+    with replacing(output) as temporary:
+        torch.save(exported, temporary)
     print(f"{output}: {len(exported['model'])} tensors, step {exported['iter_num']:,}")
 
 

@@ -10,34 +10,26 @@
 Shapes: G prompts, S rows, R of them in use, T tokens, P logits a row.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from ehr_core.constants import DAY_US, SECOND_US
 from ehr_core.errors import ConfigError, FormatError
-from ehr_core.formats.folder import read_json
-from ehr_core.formats.tokens import TOKENIZER
+from ehr_core.formats.intervals import Intervals
 from ehr_core.formats.vocabulary import Vocabulary
 from torch import Tensor
 
 from ehr_models.generation.noise import draw_keys
-from ehr_models.generation.rows import US, Prompt, Rows, Rules, Trajectory, Under, check_prompt
+from ehr_models.generation.rows import Prompt, Rows, Rules, Running, Trajectory, check_prompt
 from ehr_models.generation.sampling import Sampler, check, never_drawn, stop_ids
 from ehr_models.generation.settings import LONGEST_DAYS, GenerationConfig
 
-DAY_US = 86_400 * US
 FOREVER = 1 << 62
 PREFILL = 16_384
 """Tokens of one pass over several contexts, at most."""
-
-
-def interval_seconds(folder: Path) -> dict[str, float]:
-    """Mean seconds of each interval token, from a fitted tokenizer's state; empty for one without interval tokens."""
-    state = read_json(folder / TOKENIZER).get("state", {})
-    return {str(name): float(value) for name, value in state.get("interval_estimates", {}).items()}
 
 
 @dataclass
@@ -52,14 +44,14 @@ class Waiting:
 
 
 class Engine:
-    """Draws from one model. ``intervals`` gives the mean seconds of interval tokens by name (`interval_seconds`)."""
+    """Draws from one model. ``intervals`` says how long interval tokens are (`Intervals.load` of a run's tokenizer)."""
 
     def __init__(
         self,
         model: Any,
         vocabulary: Vocabulary,
         settings: GenerationConfig | None = None,
-        intervals: Mapping[str, float] | None = None,
+        intervals: Intervals | None = None,
     ):
         """Raises ConfigError for settings or a model that cannot serve, FormatError for another vocabulary."""
         self.settings = settings or GenerationConfig()
@@ -70,7 +62,7 @@ class Engine:
         self.device = next(model.parameters()).device
         self.steps = 1 if self.device.type == "cpu" else 16
         self.waiting_rows = 1 if self.device.type == "cpu" else max(1, min(8, PREFILL // self.window))
-        self.intervals = dict(intervals or {})
+        self.intervals = (intervals or Intervals()).mean_seconds
         self.stops = stop_ids(self.settings, vocabulary)
         self.rules = self._rules()
 
@@ -88,13 +80,13 @@ class Engine:
         interval_P = torch.zeros(size, dtype=torch.int64)
         for name, seconds in self.intervals.items():
             if name not in self.vocabulary.ids:
-                raise FormatError(f"interval estimates name {name!r}, which the vocabulary does not have")
-            if not 0 <= seconds * US <= LONGEST_DAYS * DAY_US:
+                raise FormatError(f"intervals.json names {name!r}, which the vocabulary does not have")
+            if not 0 <= seconds * SECOND_US <= LONGEST_DAYS * DAY_US:
                 raise ConfigError(
                     f"the interval token {name!r} stands for {seconds} seconds; give a number from 0 to "
                     f"{LONGEST_DAYS:,} days"
                 )
-            interval_P[self.vocabulary[name]] = round(seconds * US)
+            interval_P[self.vocabulary[name]] = round(seconds * SECOND_US)
         horizon = FOREVER
         if settings.horizon_days is not None:
             if not self.intervals:
@@ -154,18 +146,18 @@ class _Work:
     def fill(self) -> bool:
         """Start draws wherever there is room; then close up. False when nothing is left to do."""
         S = self.engine.settings.rows
-        while len(self.rows.under) - len(self.holes) < S:
+        while len(self.rows.running) - len(self.holes) < S:
             if not self.waiting and not self._read():
                 break
             one = self.waiting[0]
-            number = min(S - len(self.rows.under) + len(self.holes), self.engine.settings.draws - one.started)
+            number = min(S - len(self.rows.running) + len(self.holes), self.engine.settings.draws - one.started)
             self._start(one, number)
             if one.started == self.engine.settings.draws:
                 self.waiting.pop(0)
         source, target = self.rows.close(self.holes)
-        self.cache.move(source, target, [self.rows.under[row].length for row in target])
+        self.cache.move(source, target, [self.rows.running[row].length for row in target])
         self.holes = []
-        return bool(self.rows.under)
+        return bool(self.rows.running)
 
     def _read(self) -> bool:
         """Compute the next prompts."""
@@ -206,13 +198,13 @@ class _Work:
     def _start(self, one: Waiting, number: int) -> None:
         """Begin the next ``number`` draws of a prompt, each with its first token."""
         taken, self.holes = self.holes[:number], self.holes[number:]
-        row_N = taken + list(range(len(self.rows.under), len(self.rows.under) + number - len(taken)))
+        row_N = taken + list(range(len(self.rows.running), len(self.rows.running) + number - len(taken)))
         prompt, length = one.prompt, len(one.prompt.tokens)
         draw_N = range(one.started, one.started + number)
         one.started += number
         keys = draw_keys(self.engine.settings.seed, prompt.subject_id, prompt.time, torch.tensor(draw_N))
         self.cache.share(one.row, row_N, length)
-        self.rows.start(row_N, [Under(prompt, draw, length) for draw in draw_N], keys.to(self.device))
+        self.rows.start(row_N, [Running(prompt, draw, length) for draw in draw_N], keys.to(self.device))
         at = torch.tensor(row_N, device=self.device)
         self.rows.advance(one.logits_1P.repeat(number, 1), self.sampler, at)
 
@@ -220,20 +212,20 @@ class _Work:
     def run(self) -> None:
         """Some steps of all rows: as many as need no look at the results."""
         rows, window = self.rows, self.engine.window
-        full = [row for row, one in enumerate(rows.under) if one.length == window]
+        full = [row for row, one in enumerate(rows.running) if one.length == window]
         if full:
             self._cut(full)
-        room = window - max(one.length for one in rows.under)
-        left = max(self.engine.rules.budget - one.drawn for one in rows.under)
+        room = window - max(one.length for one in rows.running)
+        left = max(self.engine.rules.budget - one.drawn for one in rows.running)
         for _ in range(min(self.engine.steps, room, max(left, 1))):
             self._step()
 
     def _step(self) -> None:
-        rows, R = self.rows, len(self.rows.under)
-        self.cache.step([one.length for one in rows.under], rows.length[:R])
+        rows, R = self.rows, len(self.rows.running)
+        self.cache.step([one.length for one in rows.running], rows.length[:R])
         output = self.model(rows.token[:R, None], rows.length[:R, None], cache=self.cache)
         rows.length[:R] += 1
-        for one in rows.under:
+        for one in rows.running:
             one.length += 1
             one.drawn += 1
         rows.advance(self.model.lm_logits(output.last_hidden_state[:, 0]), self.sampler, slice(0, R))
@@ -246,7 +238,7 @@ class _Work:
         window = self.engine.window
         by_prefix: dict[int, list[int]] = {}
         for row in full:
-            by_prefix.setdefault(self.rows.under[row].prompt.prefix, []).append(row)
+            by_prefix.setdefault(self.rows.running[row].prompt.prefix, []).append(row)
         for prefix, rows in by_prefix.items():
             length = prefix + (window - prefix) // 2 - 1
             at_once = max(1, PREFILL // length)
@@ -254,9 +246,9 @@ class _Work:
                 part = rows[first : first + at_once]
                 contexts = []
                 for row, new in zip(part, self.rows.tokens_of(part), strict=True):
-                    past = np.concatenate([np.asarray(self.rows.under[row].prompt.tokens, np.int64), new])[:-1]
+                    past = np.concatenate([np.asarray(self.rows.running[row].prompt.tokens, np.int64), new])[:-1]
                     contexts.append(np.concatenate([past[:prefix], past[len(past) - (length - prefix) :]]))
-                    self.rows.under[row].length = length
+                    self.rows.running[row].length = length
                 self._prefill(part, contexts)
                 self.rows.length[torch.tensor(part, device=self.device)] = length
 

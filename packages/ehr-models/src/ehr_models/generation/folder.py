@@ -1,14 +1,14 @@
 """Trajectories in a folder: written as they come, and gone on with after a kill.
 
-FOLDER/generation.json    what decides the trajectories: settings, vocabulary, intervals, weights
-FOLDER/part-N.parquet     subject_id, prediction_time, draw, tokens, stop_reason, elapsed_seconds, prompt; whole prompts
+    FOLDER/generation.json    what decides the trajectories: settings, vocabulary, intervals, weights
+    FOLDER/part-N.parquet     subject_id, prediction_time, draw, tokens, stop_reason, elapsed_seconds, prompt
 
-``prompt`` is a digest of the tokens that a trajectory goes on from.
+A part holds all draws of some prompts. ``elapsed_seconds`` count from the prediction time, and ``prompt`` is a digest
+of the tokens that a trajectory goes on from.
 """
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ehr_core.errors import DataError, FormatError
-from ehr_core.formats.folder import digest_of, read_json, write_json
-from ehr_core.formats.tables import read_table
+from ehr_core.formats.folder import check_free, digest_of, read_json, write_json
+from ehr_core.formats.intervals import Intervals
+from ehr_core.formats.parquet import read_table, write_table
+from ehr_core.formats.vocabulary import Vocabulary
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 
 from ehr_models.digest import weights_digest
 from ehr_models.generation.engine import Engine
 from ehr_models.generation.rows import Prompt, Trajectory
+from ehr_models.generation.settings import GenerationConfig
 
 SCHEMA = pa.schema(
     [
@@ -43,34 +46,71 @@ ADAPTED: Any = (BaseTunerLayer, ModulesToSaveWrapper)
 Key = tuple[int, int]
 
 
-def generate_into(folder: Path, engine: Engine, prompts: Iterable[Prompt], part_rows: int = 4096) -> None:
+class Trajectories:
+    """A folder of trajectories opened for reading. Raises FormatError when it is none."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        found = read_json(self.path / FACTS)
+        try:
+            self.settings = GenerationConfig(**found["settings"], rows=GenerationConfig.rows)
+            self.vocabulary_digest: str = found["vocabulary"]
+            """Of the vocabulary whose ids the tokens are."""
+        except (KeyError, TypeError) as error:
+            raise FormatError(f"{self.path / FACTS} does not describe trajectories ({error!r})") from error
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The parts, in the order in which they were written. Raises FormatError for a damaged file."""
+        for path in parts(self.path):
+            yield _read(path)
+
+    def table(self) -> pa.Table:
+        """All trajectories, ordered by subject, time and draw."""
+        table = pa.concat_tables([SCHEMA.empty_table(), *self.tables()])
+        return table.sort_by([(name, "ascending") for name in ("subject_id", "prediction_time", "draw")])
+
+    def __len__(self) -> int:
+        return sum(pq.ParquetFile(path).metadata.num_rows for path in parts(self.path))
+
+
+def generate(
+    model: Any,
+    vocabulary: Vocabulary,
+    prompts: Iterable[Prompt],
+    settings: GenerationConfig,
+    intervals: Intervals,
+    output: Path,
+) -> Trajectories:
+    """Draw trajectories of all prompts into a folder; what it has already is not drawn again.
+
+    ``model`` provides causal and cache, and is on its device; ``vocabulary`` and ``intervals`` are those of its run
+    (``run.vocabulary``, ``Intervals.load(run.tokenizer)``). Raises ConfigError for a model or settings that cannot
+    serve, and as `draw_into` does.
+    """
+    draw_into(output, Engine(model, vocabulary, settings, intervals), prompts)
+    return Trajectories(output)
+
+
+def draw_into(folder: Path, engine: Engine, prompts: Iterable[Prompt], part_rows: int = 4096) -> None:
     """Draw what the folder does not have yet of these prompts, at least ``part_rows`` trajectories a file.
 
     Raises FormatError when the folder was begun with other settings, vocabulary, weights or adapters in use, or has
     trajectories from other tokens; DataError for a second prompt of the same subject and time.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, engine)
-    asked: dict[Key, str] = {}
+    digests: dict[Key, str] = {}
     waiting: dict[Key, list[Trajectory]] = {}
     full: list[Trajectory] = []
-    for one in engine.generate(_left(prompts, finished(folder), asked, folder)):
+    for one in engine.generate(_left(prompts, finished(folder), digests, folder)):
         key = (one.subject_id, one.time)
         waiting.setdefault(key, []).append(one)
         if len(waiting[key]) == engine.settings.draws:
             full += sorted(waiting.pop(key), key=lambda found: found.draw)
         if len(full) >= part_rows:
-            _write(folder, full, asked)
+            _write(folder, full, digests)
             full = []
     if full:
-        _write(folder, full, asked)
-
-
-def read(folder: Path) -> pa.Table:
-    """All trajectories of a folder, ordered by subject, time and draw. Raises FormatError for a damaged file."""
-    tables = [_read(path) for path in parts(folder)]
-    table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
-    return table.sort_by([(name, "ascending") for name in ("subject_id", "prediction_time", "draw")])
+        _write(folder, full, digests)
 
 
 def parts(folder: Path) -> list[Path]:
@@ -110,16 +150,16 @@ def acting(model: Any) -> tuple[list[str], str]:
     return sorted({name for _, name, _ in scales}), digest_of([weights_digest(model, idle), sorted(scales)])
 
 
-def _left(prompts: Iterable[Prompt], done: dict[Key, str], asked: dict[Key, str], folder: Path) -> Iterator[Prompt]:
-    """Prompts that are not done; ``asked`` gets the digests of all."""
+def _left(prompts: Iterable[Prompt], done: dict[Key, str], digests: dict[Key, str], folder: Path) -> Iterator[Prompt]:
+    """Prompts that are not done; ``digests`` gets those of all."""
     for number, prompt in enumerate(prompts):
         key = (prompt.subject_id, prompt.time)
-        if key in asked:
+        if key in digests:
             raise DataError(f"prompt {number} has the subject and time of an earlier one; give each of them once")
-        asked[key] = _digest(prompt)
+        digests[key] = _digest(prompt)
         if key not in done:
             yield prompt
-        elif done[key] != asked[key]:
+        elif done[key] != digests[key]:
             raise FormatError(
                 f"{folder} has trajectories for the subject and time of prompt {number} from other tokens or "
                 "another static prefix; give another folder, or remove it to draw anew"
@@ -128,7 +168,7 @@ def _left(prompts: Iterable[Prompt], done: dict[Key, str], asked: dict[Key, str]
 
 def _digest(prompt: Prompt) -> str:
     tokens = np.asarray(prompt.tokens)
-    return hashlib.sha256(f"{prompt.prefix} {tokens.tolist()}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{prompt.prefix} {prompt.waited} {tokens.tolist()}".encode()).hexdigest()[:16]
 
 
 def _number(path: Path) -> int:
@@ -145,22 +185,16 @@ def _read(path: Path) -> pa.Table:
         ) from error
 
 
-def _write(folder: Path, found: list[Trajectory], asked: dict[Key, str]) -> None:
+def _write(folder: Path, found: list[Trajectory], digests: dict[Key, str]) -> None:
     """Write one more file, behind all that are there; it is there whole or not at all."""
     names = ("subject_id", "time", "draw", "tokens", "stop_reason", "seconds")
     columns = [[getattr(one, name) for one in found] for name in names]
-    columns.append([asked[one.subject_id, one.time] for one in found])
+    columns.append([digests[one.subject_id, one.time] for one in found])
     table = pa.Table.from_arrays(
         [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
     )
     number = max(map(_number, parts(folder)), default=-1) + 1
-    path = folder / f"part-{number:06d}.parquet"
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        pq.write_table(table, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+    write_table(folder / f"part-{number:06d}.parquet", table)
 
 
 def _claim(folder: Path, engine: Engine) -> None:
@@ -176,6 +210,8 @@ def _claim(folder: Path, engine: Engine) -> None:
         "weights": weights,
     }
     if not (folder / FACTS).exists():
+        check_free(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / FACTS, facts)
     elif (found := read_json(folder / FACTS)) != facts:
         other = sorted(name for name in facts if not isinstance(found, dict) or found.get(name) != facts[name])

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from ehr_core.constants import SECOND_US
 from ehr_core.errors import DataError
 from torch import Tensor
 
 from ehr_models.generation.sampling import Sampler
 
+GOING, STOPPED, LATE, SPENT = range(4)
 REASONS = ("", "stop_token", "horizon", "budget")
-"""Why a trajectory ended, by number; 0 is still going."""
-US = 1_000_000
+"""Why a trajectory ended, by number; GOING is not over."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,14 @@ class Prompt:
     """(n,) int: the static prefix, then the newest events of the timeline up to ``time``."""
     prefix: int = 0
     """How many tokens at the start are the static prefix, which stays when a full context is cut."""
+    last_time: int | None = None
+    """When its newest event was, in microseconds since 1970; None: at ``time``. What passes until ``time`` is not part
+    of a trajectory's time, and of its horizon."""
+
+    @property
+    def waited(self) -> int:
+        """Microseconds from the newest event to the prediction time."""
+        return 0 if self.last_time is None else self.time - self.last_time
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Trajectory:
     stop_reason: str
     """``stop_token``, ``horizon`` or ``budget``."""
     seconds: float
-    """What its interval tokens add up to."""
+    """Time since the prediction time, by its interval tokens; below 0 where it ends before that."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +65,13 @@ class Rules:
     interval_P: Tensor
     """int64 microseconds that each token stands for; 0 for all but interval tokens."""
     horizon: int
-    """Microseconds; more than this ends it."""
+    """Microseconds after the prediction time; more than this ends it."""
     budget: int
     """New tokens, at most."""
 
 
 @dataclass
-class Under:
+class Running:
     """What the host knows of a row: whose it is, and how many tokens the cache holds of it."""
 
     prompt: Prompt
@@ -73,11 +82,11 @@ class Under:
 
 
 class Rows:
-    """Rows 0 to R-1 are under way. Nothing here waits for the device but `look` and `tokens_of`."""
+    """Rows 0 to R-1 are in use. Nothing here waits for the device but `look` and `tokens_of`."""
 
     def __init__(self, rows: int, rules: Rules, device: torch.device):
         self.rules, self.device = rules, device
-        self.under: list[Under] = []
+        self.running: list[Running] = []
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -86,33 +95,33 @@ class Rows:
         self.out = zeros(rows, rules.budget + 1, dtype=torch.int32)  # rows that have ended write behind their tokens
         self.index = torch.arange(rows, device=device)
 
-    def start(self, row_N: Sequence[int], under: Sequence[Under], key_N: Tensor) -> None:
+    def start(self, row_N: Sequence[int], running: Sequence[Running], key_N: Tensor) -> None:
         """Begin new trajectories in these rows: ones that ended, or the next ones behind R."""
         at = torch.tensor(row_N, device=self.device)
         self.key[at] = key_N
-        self.length[at] = torch.tensor([one.length for one in under], device=self.device)
-        for state in (self.count, self.micros, self.reason):
-            state[at] = 0
-        for row, one in zip(row_N, under, strict=True):
-            self.under[row : row + 1] = [one]
+        self.length[at] = torch.tensor([one.length for one in running], device=self.device)
+        self.count[at], self.reason[at] = 0, GOING
+        self.micros[at] = torch.tensor([-one.prompt.waited for one in running], device=self.device)
+        for row, one in zip(row_N, running, strict=True):
+            self.running[row : row + 1] = [one]
 
     def advance(self, logits: Tensor, sampler: Sampler, at: Tensor | slice) -> None:
         """Draw the next token of rows ``at``, one row of logits (n, P) each, and see whether it was the last."""
         rules, count, reason = self.rules, self.count[at], self.reason[at]
         token = sampler(logits, self.key[at], count)
-        going = reason == 0
+        going = reason == GOING
         self.out[self.index[at], count] = token.int()
         count = count + going
         micros = self.micros[at] + torch.where(going, rules.interval_P[token], 0)
-        ended = torch.where(count >= rules.budget, 3, 0)
-        ended = torch.where(micros > rules.horizon, 2, ended)
-        ended = torch.where(rules.stop_P[token], 1, ended)
+        ended = torch.where(count >= rules.budget, SPENT, GOING)
+        ended = torch.where(micros > rules.horizon, LATE, ended)
+        ended = torch.where(rules.stop_P[token], STOPPED, ended)
         self.token[at], self.count[at], self.micros[at] = token, count, micros
         self.reason[at] = torch.where(going, ended, reason)
 
     def look(self) -> list[int]:
         """Rows that have ended."""
-        return [row for row, reason in enumerate(self.reason[: len(self.under)].tolist()) if reason]
+        return [row for row, reason in enumerate(self.reason[: len(self.running)].tolist()) if reason]
 
     def tokens_of(self, rows: Sequence[int]) -> list[np.ndarray]:
         """New tokens of rows, int32 each."""
@@ -127,22 +136,22 @@ class Rows:
         facts = zip(rows, self.tokens_of(rows), self.reason[at].tolist(), self.micros[at].tolist(), strict=True)
         found = []
         for row, tokens, reason, micros in facts:
-            prompt, draw = self.under[row].prompt, self.under[row].draw
-            found.append(Trajectory(prompt.subject_id, prompt.time, draw, tokens, REASONS[reason], micros / US))
+            prompt, draw = self.running[row].prompt, self.running[row].draw
+            found.append(Trajectory(prompt.subject_id, prompt.time, draw, tokens, REASONS[reason], micros / SECOND_US))
         return found
 
     def close(self, holes: Sequence[int]) -> tuple[list[int], list[int]]:
         """Move the last rows into holes, so that rows in use are the first ones; says which went where."""
-        left = len(self.under) - len(holes)
+        left = len(self.running) - len(holes)
         target = [row for row in holes if row < left]
-        source = sorted(set(range(left, len(self.under))) - set(holes))
+        source = sorted(set(range(left, len(self.running))) - set(holes))
         if target:
             one, other = (torch.tensor(rows, device=self.device) for rows in (source, target))
             for state in (self.token, self.key, self.count, self.micros, self.reason, self.length, self.out):
                 state[other] = state[one]
             for row, hole in zip(source, target, strict=True):
-                self.under[hole] = self.under[row]
-        del self.under[left:]
+                self.running[hole] = self.running[row]
+        del self.running[left:]
         return source, target
 
 
@@ -164,6 +173,8 @@ def check_prompt(prompt: Prompt, vocabulary_size: int, window: int) -> None:
             f"a prompt holds token id {low if low < 0 else high}, but the model knows ids 0 to {vocabulary_size - 1}: "
             "tokenize with the vocabulary that the model was trained with"
         )
+    if prompt.waited < 0:
+        raise DataError("the newest event of a prompt is later than its prediction time; give the events up to then")
     if not 0 <= prompt.prefix <= len(tokens) or window - prompt.prefix < 4:
         raise DataError(
             f"a prompt of {len(tokens)} tokens has a static prefix of {prompt.prefix}; it must be part of the prompt, "

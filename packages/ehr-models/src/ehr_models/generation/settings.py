@@ -15,7 +15,8 @@ class GenerationConfig:
     max_new_tokens: int = 2048
     """A trajectory ends after so many tokens."""
     horizon_days: float | None = None
-    """It ends when interval tokens add up to more than this, each standing for its mean in train; null: no limit."""
+    """It ends when more than this has passed since the prediction time, each interval token standing for its mean in
+    train; null: no limit."""
     stop_tokens: list[str] = field(default_factory=list)
     """It ends with any of these tokens, named as in vocabulary.json; the end of a timeline always stops."""
     temperature: float = 1.0

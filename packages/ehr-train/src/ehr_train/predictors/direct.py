@@ -28,9 +28,9 @@ import torch
 from ehr_core.batch import Batch
 from ehr_core.errors import ConfigError, FormatError, NotApplicable
 from ehr_core.formats.folder import read_json, write_json
+from ehr_core.formats.intervals import Intervals
 from ehr_core.formats.labels import read_labels
 from ehr_core.formats.run import Run
-from ehr_core.formats.tokens import TOKENIZER
 from ehr_core.formats.vocabulary import Vocabulary
 from ehr_core.outcomes import BINARY
 from ehr_core.protocols import FitJob, OutcomeCodes, PredictJob
@@ -149,7 +149,7 @@ def resolve(outcome: OutcomeCodes | None, run: Run) -> TokenQuestion:
         if not within:
             raise NotApplicable(
                 f"a horizon of {outcome.horizon_days:g} days needs interval tokens, and the tokenizer of "
-                f"{run.path.name} names none (interval_days in {TOKENIZER})"
+                f"{run.path.name} names none (intervals.json)"
             )
     for ids, codes, side in ((positive, outcome.positive, "positive"), (negative, outcome.negative, "negative")):
         if not ids and not (side == "negative" and within):
@@ -170,9 +170,8 @@ def tokens_of(vocabulary: Vocabulary, prefixes: tuple[str, ...]) -> list[int]:
 
 def shares_within(run: Run, horizon: float) -> dict[int, float]:
     """Interval token to the share of its span within the horizon; an open end (null) lies beyond it."""
-    found = read_json(run.tokenizer / TOKENIZER).get("state", {}).get("interval_days", {})
     shares = {}
-    for token, (lower, upper) in found.items():
+    for token, (lower, upper) in Intervals.load(run.tokenizer).days.items():
         if token in run.vocabulary.ids:
             span = np.inf if upper is None else upper - lower
             part = (horizon - lower) / span if span > 0 else float(lower <= horizon)
