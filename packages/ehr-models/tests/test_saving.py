@@ -1,10 +1,16 @@
 """Saving, loading and resizing."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
+from ehr_core import plugins
+from ehr_core.config import from_plain
 from ehr_core.errors import ConfigError, FormatError
+from ehr_models import load_model
 from ehr_models.gpt import GPT, GPTForCausalLM
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -118,3 +124,40 @@ def test_loading_does_not_ask_the_network(monkeypatch):
     with pytest.raises(FormatError, match="nobody/nothing is not a folder"):
         GPT.from_pretrained("nobody/nothing")
     assert tried == []
+
+
+@pytest.mark.parametrize("name", ["gpt", "bert", "hf"])
+def test_each_block_of_a_saved_models_readme_loads_it_in_a_fresh_process(name, tmp_path):
+    settings = from_plain("model", {"name": name, "num_layers": 1, "num_heads": 2, "width": 16})
+    model = plugins.build("model", settings, vocabulary_size=100, columns=[]).eval()
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    token = torch.arange(7, 20)[None]
+    torch.save(model(token).last_hidden_state, tmp_path / "expected.pt")
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        check = "import torch\nfound = model(torch.arange(7, 20)[None]).last_hidden_state\n"
+        check += f"assert torch.equal(found, torch.load({str(tmp_path / 'expected.pt')!r}))\n"
+        script = block.replace("FOLDER", str(folder)) + check
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_what_is_no_model_of_ours_is_refused_and_never_executed(model, tmp_path):
+    with pytest.raises(FormatError, match=r"config\.json is missing"):
+        load_model(tmp_path)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for kind in ("bert", None):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+        with pytest.raises(FormatError, match=f"type {kind!r}, and ehr-models has ehr-gpt, ehr-bert, ehr-hf"):
+            load_model(tmp_path)
+    (tmp_path / "harm.py").write_text("raise SystemExit('executed')")
+    (tmp_path / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "harm.Harm"}}))
+    assert isinstance(load_model(tmp_path), GPT)
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, ehr_models; print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

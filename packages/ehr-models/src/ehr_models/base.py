@@ -7,10 +7,12 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from ehr_core.errors import ConfigError, DataError, FormatError
+from ehr_core.formats.folder import write_text
 from ehr_core.formats.vocabulary import PAD
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,6 +25,26 @@ from ehr_models import layout as layouts
 from ehr_models.attention import ResidualLinear
 from ehr_models.blocks import Embeddings
 from ehr_models.layout import positions_of
+
+README = """# {kind}
+
+A model of the ehr workbench. Its ids are those of `vocabulary.json` in the folder `tokenizer` of its run.
+
+```python
+from ehr_models import load_model
+
+model = load_model("FOLDER")
+```
+
+`AutoModel` of transformers knows it once the package is imported; no code of this folder is run:
+
+```python
+import ehr_models.auto
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("FOLDER")
+```
+"""
 
 
 @dataclass
@@ -297,6 +319,11 @@ class EhrModel(PreTrainedModel):
                 f"a batch goes to position {highest}, but the model has positions 0 to {limit - 1}: "
                 f"cut windows to {limit} tokens, or train with a larger model.context_length"
             )
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write ``config.json`` and ``model.safetensors``, and a README.md that says how to load them."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_text(Path(save_directory) / "README.md", README.format(kind=self.config.model_type))
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
