@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ehr_core.testing.checks import HEAVY
+from ehr_core.testing.kit import HEAVY
 
 ROOT = Path(__file__).parents[1]
 PROJECTS = sorted([*ROOT.glob("packages/*/pyproject.toml"), *ROOT.glob("plugins/*/pyproject.toml")])

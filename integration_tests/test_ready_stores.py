@@ -60,18 +60,21 @@ def test_a_run_is_trained_further_with_an_adapter_by_one_command(ranked):
     low_rank = 4 * 2 * (32 + 32)
     assert f"parameters: {low_rank:,} trained ({low_rank:,} of an adapter)" in done.stderr
     path = folder / "second" / "pretrain"
-    assert Run(path).settings["adapter"] == {"name": "lora", "rank": 2}
+    adapter = Run(path).settings["adapter"]
+    assert (adapter["name"], adapter["rank"]) == ("lora", 2)
     assert Run(path).settings["model"]["width"] == 32
     assert (path / "adapter" / "adapter_config.json").is_file()
     changed = [setting.replace("rank: 2", "rank: 4") for setting in settings]
-    assert "would run" in call(folder, "ehr-train", *changed, "output=second", "dry_run=true").stderr
+    assert "would run" in call(folder, "ehr-train", *changed, "output=third", "dry_run=true").stderr
+    done = call(folder, "ehr-train", *changed, "output=second")
+    assert "output=second holds a run with adapter.rank=2, and this one has 4" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["store=store", "source=meds", "source.path=x"], "store=store has its tokens already"),
-        (["store=store", "tokenizer=rank_value", "labels=x"], "leave out tokenizer, labels, or leave out store"),
+        (["store=store", "tokenizer=rank_value"], "leave out tokenizer, or leave out store"),
         (["store=parquet"], "parquet has no manifest.json, so it is no token-store"),
         (["adapter=lora"], "adapter needs a trained model: give start_from=RUN"),
         (["store=store", "start_from=store", "adapter=lora"], "store is a token-store, expected a run"),

@@ -8,24 +8,22 @@ import re
 import sys
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 from ehr_core import hookspecs
 from ehr_core.errors import NotApplicable
 from ehr_core.formats.folder import Manifest
-from ehr_core.formats.tables import PREDICTION_SCHEMA, TRUTH, read_predictions, write_labels
+from ehr_core.formats.labels import TYPES
 from ehr_core.formats.tokens import FIXED, Prefix
 from ehr_core.formats.vocabulary import Token
+from ehr_core.outcomes import COLUMNS
 from ehr_core.plugins import KINDS, discover
-from ehr_core.protocols import PredictionJob
-from ehr_core.testing import checks, tiny
+from ehr_core.testing import kit, tiny
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = DOCS / "hooks.md"
 HOOKS = [name for name, value in vars(hookspecs).items() if hasattr(value, "ehr_spec")]
-INSTALLED_CHECK = checks.check_import_is_light  # looks a component up among the installed ones
-NEEDS = {"source": "polars", "objective": "transformers", "adapter": "transformers"}
+INSTALLED_CHECK = kit.check_import_is_light  # looks a component up among the installed ones
+NEEDS = {"source": "polars", "objective": "transformers", "adapter": "transformers", "strategy": "ehr_train"}
 """What the checks of a kind import, beyond what the plugin itself does."""
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the docs folder is not beside the packages")
 
@@ -80,7 +78,7 @@ def test_the_page_of_formats_names_every_field():
     names = [field.name for field in dataclasses.fields(Manifest)]
     names += [*FIXED, *(field.name for field in dataclasses.fields(Prefix))]
     names += ["id", *(field.name for field in dataclasses.fields(Token))]
-    names += [*PREDICTION_SCHEMA.names, TRUTH]
+    names += [*TYPES, *(columns.prediction for columns in COLUMNS.values())]
     assert [name for name in names if f"`{name}`" not in text] == []
 
 
@@ -98,8 +96,8 @@ def test_the_plugin_of_every_section_works(kind, tmp_path):
     with importable(names, tmp_path / "code"):
         found = discover({"mine": importlib.import_module("my_plugin")})
         (component,) = found.components[kind].values()
-        special = {"command": try_command, "predictor": try_predictor, "strategy": try_strategy}
-        plain = [check for check in checks.checks_of(kind) if check is not INSTALLED_CHECK]
+        special = {"command": try_command}
+        plain = [check for check in kit.checks_of(kind) if check is not INSTALLED_CHECK]
         for number, check in enumerate([special[kind]] if kind in special else plain):
             scratch = tmp_path / str(number)
             scratch.mkdir()
@@ -110,24 +108,3 @@ def test_the_plugin_of_every_section_works(kind, tmp_path):
 def try_command(kind, component, folder):
     meds = tiny.write_tiny_meds(folder / "meds")
     assert component.load()(component.config(path=str(meds))) == 0
-
-
-def try_strategy(kind, component, folder):
-    strategy = component.load()(component.config())
-    assert strategy.gather(3) == [3]
-    assert strategy.wrap(strategy) is strategy
-
-
-def try_predictor(kind, component, folder):
-    for split, size in (("train", 4), ("tuning", 2), ("held_out", 3)):
-        columns = {
-            "subject_id": pa.array(range(size), pa.int64()),
-            "prediction_time": pa.array([0] * size, pa.timestamp("us")),
-            "boolean_value": [True] + [False] * (size - 1),
-        }
-        write_labels(folder / "labels" / f"{split}.parquet", pa.table(columns))
-    job = PredictionJob(meds=folder, labels=folder / "labels", output=folder / "out", work=folder / "work")
-    component.load()(component.config()).predict(job)
-    found = read_predictions(folder / "out" / "predictions.parquet")
-    assert np.allclose(found["predicted_boolean_probability"], 0.25)
-    assert len(found) == 5

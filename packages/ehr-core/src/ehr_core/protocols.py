@@ -442,22 +442,3 @@ class Metric(Protocol):
 
 
 Command = Callable[[Any], Any]
-
-# Names of before, until everyone in the tree has moved on.
-Outcome = OutcomeCodes
-
-
-@dataclass(frozen=True)
-class PredictionJob:
-    """What a predictor may use; `FitJob` and `PredictJob` take its place."""
-
-    meds: Path
-    labels: Path
-    output: Path
-    work: Path
-    store: Path | None = None
-    run: Path | None = None
-    outcome: OutcomeCodes | None = None
-    seed: int = 42
-    world_size: int = 1
-    splits: tuple[str, ...] = ("tuning", "held_out")

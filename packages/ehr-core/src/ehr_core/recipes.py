@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ehr_core.errors import ConfigError, FormatError
 
@@ -31,6 +32,7 @@ def expand(overrides: Sequence[str], groups: Mapping[str, Sequence[str]], folder
     ``groups`` are the groups of settings, ``folders`` the ``conf`` folders. Raises ConfigError for a recipe that is not
     there, FormatError for one that cannot be read.
     """
+    overrides = [part for override in overrides for part in _choice(override, groups)]
     named = [override for override in overrides if override.startswith("recipe=")]
     if not named or named[-1] == "recipe=null":
         return list(overrides)
@@ -43,6 +45,19 @@ def expand(overrides: Sequence[str], groups: Mapping[str, Sequence[str]], folder
         if override.partition("=")[0].partition(".")[0] not in chosen
     ]
     return [*below, f"+recipe={literal(name)}", *own]
+
+
+def _choice(override: str, groups: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """``adapter={name: lora, rank: 2}`` as ``adapter=lora`` and ``adapter.rank=2``; any other override as it is."""
+    key, _, value = override.partition("=")
+    if key not in groups or not value.startswith("{"):
+        yield override
+        return
+    found = OverridesParser.create().parse_override(override).value()
+    if not isinstance(found, dict) or "name" not in found:
+        yield override
+        return
+    yield from _overrides({key: found}, groups)
 
 
 def find(name: str, folders: Sequence[Path]) -> Path:

@@ -27,6 +27,8 @@ class Result:
     """The content of scores.json."""
     notes: list[str] = field(default_factory=list)
     """Why something could not be answered."""
+    stages: int = 0
+    """How many there are."""
     reran: int = 0
     """Stages that were not done already."""
 
@@ -68,7 +70,7 @@ def run(settings: RunnerConfig) -> Result | None:
     parts = [(task, stage) for task, stage in plan.labels.items()]
     parts += [(f"{task}, {name}", stage) for (task, name), stage in plan.predicted.items()]
     notes = [f"{what}: not applicable: {stage.reason}" for what, stage in parts if stage.reason]
-    return Result(output, scores, notes, len(graph.ran))
+    return Result(output, scores, notes, len(graph.stages), len(graph.ran))
 
 
 def _shown(settings: RunnerConfig) -> str:
@@ -95,7 +97,7 @@ def _show(result: Result | None, settings: RunnerConfig) -> None:
     if result is None:
         return
     if not result.reran:
-        print("Nothing to do: all stages are up to date.")
+        print(f"Nothing to do: all {result.stages} stages are up to date.")
     for note in result.notes:
         print(f"note: {note}")
     if result.scores is not None:

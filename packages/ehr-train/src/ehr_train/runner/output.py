@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from ehr_core.errors import ConfigError
 from ehr_core.formats.folder import read_json, replacing, write_json, write_text
 from ehr_core.stages import Given, Graph
+from omegaconf import OmegaConf
 
 if TYPE_CHECKING:
     from ehr_train.runner.plan import Plan
@@ -26,7 +26,9 @@ def check_output(output: Path, settings_yaml: str) -> None:
         if output.is_dir() and any(path.name != "stages" for path in output.iterdir()):
             raise ConfigError(f"output={output} exists and holds no run of ehr-train; give another")
         return
-    then, now = (_flat(yaml.safe_load(text)) for text in ((output / CONFIG).read_text(), settings_yaml))
+    then, now = (
+        _flat(OmegaConf.to_container(OmegaConf.create(text))) for text in ((output / CONFIG).read_text(), settings_yaml)
+    )
     for key in sorted({*then, *now}):
         if then.get(key) != now.get(key) and key.partition(".")[0] not in PLACES:
             raise ConfigError(
