@@ -83,7 +83,7 @@ def test_grouped_products_give_what_one_expert_after_the_other_gives(lengths):
     up, down = torch.randn(4, 2 * 40, 24) * 0.2, torch.randn(4, 24, 40) * 0.2
     x, end = torch.randn(24, 24), torch.tensor(lengths).cumsum(0).int()
     results = []
-    for compute in (moe.experts_in_turn, moe.experts_grouped):
+    for compute in (moe.experts_one_by_one, moe.experts_grouped):
         given = [tensor.clone().requires_grad_() for tensor in (x, up, down)]
         found = compute(given[0], end, given[1], given[2])
         (found * torch.linspace(-1, 1, found.numel()).view(found.shape)).sum().backward()

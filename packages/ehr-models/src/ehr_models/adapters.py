@@ -308,13 +308,13 @@ def _objective(objective: nn.Module | None) -> Any:
 
 def _read_head(folder: Path, objective: nn.Module | None, trained: Any) -> dict[str, Tensor] | None:
     """The head that belongs to an objective, or None for one without parameters."""
-    asked = _objective(objective)
-    if asked is None:
+    own = _objective(objective)
+    if own is None:
         return None
     if trained is None:
         raise FormatError(f"{folder} was saved without a head; save it with its objective, or load it without one")
-    if odd := [key for key in {**trained, **asked} if trained.get(key) != asked.get(key)]:
-        kept, wanted = (", ".join(f"{key}={one.get(key)}" for key in odd) for one in (trained, asked))
+    if odd := [key for key in {**trained, **own} if trained.get(key) != own.get(key)]:
+        kept, wanted = (", ".join(f"{key}={one.get(key)}" for key in odd) for one in (trained, own))
         raise FormatError(
             f"{folder} holds the head of an objective with {kept}, and this one has {wanted}; "
             "build the one it was trained with"

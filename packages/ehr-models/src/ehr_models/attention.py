@@ -16,8 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from ehr_models.layout import Layout
 from ehr_models.rotary import rotate
 
-Turn = tuple[Tensor, Tensor]
-"""What `ehr_models.rotary.rotation` gives."""
+Rotation = tuple[Tensor, Tensor]
+"""What `ehr_models.rotary.rotation_of` gives."""
 
 
 def attend(q_BTHC: Tensor, k_BTHC: Tensor, v_BTHC: Tensor, layout: Layout, dropout: float = 0.0) -> Tensor:
@@ -82,7 +82,7 @@ class ResidualLinear(nn.Linear):
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one projection each for queries, keys, values and output.
 
-    Queries and keys may be normalised (Henry et al. 2020, "Query-Key Normalization") and turned by their positions.
+    Queries and keys may be normalised (Henry et al. 2020, "Query-Key Normalization") and rotated by their positions.
     """
 
     def __init__(self, width: int, num_heads: int, dropout: float = 0.0, bias: bool = False, qk_norm: bool = False):
@@ -95,13 +95,13 @@ class SelfAttention(nn.Module):
         self.o_proj = ResidualLinear(width, width, bias=bias)
         self.q_norm, self.k_norm = (nn.RMSNorm(width // num_heads, eps=1e-6) if qk_norm else None for _ in range(2))
 
-    def forward(self, x_BTD: Tensor, layout: Layout, turn: Turn | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, layout: Layout, rotation: Rotation | None = None) -> Tensor:
         """(B, T, D) to (B, T, D)."""
         heads = (*x_BTD.shape[:2], self.num_heads, self.q_proj.out_features // self.num_heads)
         q, k, v = (project(x_BTD).view(heads) for project in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        if turn is not None:
-            q, k = rotate(q, turn), rotate(k, turn)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         out = attend(q, k, v, layout, self.dropout if self.training else 0.0)
         return self.o_proj(out.flatten(2))

@@ -23,7 +23,7 @@ from ehr_models.base import EhrConfig, EhrModel, EhrOutput, check_choices
 from ehr_models.bert_settings import BertConfig
 from ehr_models.embeddings import SumEmbeddings
 from ehr_models.encoder import ACTIVATIONS, EncoderBlock
-from ehr_models.rotary import rotation
+from ehr_models.rotary import rotation_of
 
 POSITIONS = ("learned", "sinusoidal", "rotary", "none")
 STARTS: dict[str, Callable[..., Any]] = {
@@ -122,10 +122,10 @@ class Bert(EhrModel):
         head_width = config.hidden_size // config.num_attention_heads
         layout = self.layout(input_ids, segment_BT, config.attention_dropout, output_attentions)
         place_BT = self.places(position_BT, columns)
-        turn = rotation(place_BT, head_width, config.rotary_base) if config.positions == "rotary" else None
+        rotation = rotation_of(place_BT, head_width, config.rotary_base) if config.positions == "rotary" else None
         x_BTD = self.embeddings(input_ids, place_BT, columns)
         for block in self.blocks:
-            x_BTD = block(x_BTD, layout, turn)
+            x_BTD = block(x_BTD, layout, rotation)
         weights = tuple(layout.weights) if layout.weights is not None else None
         return EhrOutput(last_hidden_state=self.norm(x_BTD), losses={}, attentions=weights)
 

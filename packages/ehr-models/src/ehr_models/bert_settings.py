@@ -40,7 +40,7 @@ class BertConfig:
 
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         "before each branch": {"norm": "pre", "tied": False, "embedding_width": 16, "attention_dropout": 0.1},
-        "turned by age": {"positions": "rotary", "position_column": "age_days", "rotary_base": 1e5},
+        "rotated by age": {"positions": "rotary", "position_column": "age_days", "rotary_base": 1e5},
         "columns": {
             "positions": "sinusoidal",
             "weight_init": "orthogonal",

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ehr_models.attention import ResidualLinear, SelfAttention, Turn
+from ehr_models.attention import ResidualLinear, Rotation, SelfAttention
 from ehr_models.layout import Layout
 from ehr_models.moe import MoE
 
@@ -84,13 +84,13 @@ class Block(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x_BTD: Tensor, layout: Layout, turn: Turn | None = None, share_N: Tensor | None = None
+        self, x_BTD: Tensor, layout: Layout, rotation: Rotation | None = None, share_N: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """(B, T, D) to (B, T, D), and the statistics of `ehr_models.moe.MoE` from a layer with experts."""
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), layout, turn))
-        y_BTD, found = self.mlp_norm(x_BTD), None
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), layout, rotation))
+        y_BTD, statistics = self.mlp_norm(x_BTD), None
         if isinstance(self.mlp, MoE):
-            y_BTD, found = self.mlp(y_BTD, share_N)
+            y_BTD, statistics = self.mlp(y_BTD, share_N)
         else:
             y_BTD = self.mlp(y_BTD)
-        return x_BTD + self.dropout(y_BTD), found
+        return x_BTD + self.dropout(y_BTD), statistics

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from ehr_core.constants import YEAR_DAYS
 from ehr_core.errors import ConfigError, DataError
 from torch import Tensor, nn
 
 from ehr_models.rotary import sinusoid
 
-DAYS_IN_1000_YEARS = 365_250
+DAYS_IN_1000_YEARS = round(1000 * YEAR_DAYS)
 TRANSFORMS = ("index", "clamp", "age")
 
 
@@ -41,7 +42,7 @@ class ColumnEmbedding(nn.Embedding):
             bin_BT = value_BT * 1000 // round(self.unit * DAYS_IN_1000_YEARS)
             return torch.where(value_BT < 0, size - 1, bin_BT.clamp(0, size - 2))
         if value_BT.device.type == "cpu" and value_BT.numel():
-            low, high = (int(found) for found in value_BT.aminmax())
+            low, high = (int(value) for value in value_BT.aminmax())
             if low < 0 or high >= size:
                 raise DataError(
                     f"column {self.name!r} holds {low if low < 0 else high}, and its table has rows 0 to {size - 1}: "
@@ -81,7 +82,7 @@ class SumEmbeddings(nn.Module):
         if self.token_type is not None:
             types_BT = columns.get("token_type_ids")
             if types_BT is not None and types_BT.device.type == "cpu" and types_BT.numel():
-                low, high = (int(found) for found in types_BT.aminmax())
+                low, high = (int(value) for value in types_BT.aminmax())
                 size = self.token_type.num_embeddings
                 if low < 0 or high >= size:
                     raise DataError(f"token_type_ids go from {low} to {high}, and the model has types 0 to {size - 1}")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ehr_models.attention import SelfAttention, Turn
+from ehr_models.attention import Rotation, SelfAttention
 from ehr_models.blocks import MLP
 from ehr_models.layout import Layout
 
@@ -29,10 +29,10 @@ class EncoderBlock(GradientCheckpointingLayer):
         self.mlp_norm = nn.LayerNorm(D, eps=epsilon)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, layout: Layout, turn: Turn | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, layout: Layout, rotation: Rotation | None = None) -> Tensor:
         """(B, T, D) to (B, T, D)."""
         if self.pre_norm:
-            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), layout, turn))
+            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), layout, rotation))
             return x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
-        x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, layout, turn)))
+        x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, layout, rotation)))
         return self.mlp_norm(x_BTD + self.dropout(self.mlp(x_BTD)))

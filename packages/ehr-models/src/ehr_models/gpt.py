@@ -24,7 +24,7 @@ from ehr_models import moe
 from ehr_models.base import EhrConfig, EhrModel, EhrOutput, check_choices
 from ehr_models.blocks import MLPS, NORMS, Block, Embeddings
 from ehr_models.cache import KVCache
-from ehr_models.rotary import rotation
+from ehr_models.rotary import rotation_of
 from ehr_models.settings import GPTConfig
 
 CHOICES = {"norm": tuple(NORMS), "mlp": tuple(MLPS), "positions": ("learned", "rotary")}
@@ -111,16 +111,16 @@ class GPT(EhrModel):
             raise ConfigError("attention weights are not kept with a cache; ask for them without one")
         else:
             layouts = cache.layouts()
-        turn = None
+        rotation = None
         if config.positions == "rotary":
-            turn = rotation(self.places(position_BT, columns), head_width, config.rotary_base)
+            rotation = rotation_of(self.places(position_BT, columns), head_width, config.rotary_base)
         # While a cache is filled nobody asks how experts were used.
         share_N, count = (None, None) if cache or not config.num_experts else moe.shares(input_ids, segment_BT)
-        x_BTD, found = self.embeddings(input_ids, position_BT), []
+        x_BTD, statistics = self.embeddings(input_ids, position_BT), []
         for block, layout in zip(self.blocks, layouts, strict=True):
-            x_BTD, statistics = block(x_BTD, layout, turn, share_N)
-            found.append(statistics)
-        losses, metrics = self.routing([part for part in found if part is not None], count)
+            x_BTD, of_block = block(x_BTD, layout, rotation, share_N)
+            statistics.append(of_block)
+        losses, metrics = self.routing([part for part in statistics if part is not None], count)
         kept = None if weights is None else tuple(weights)
         return EhrOutput(last_hidden_state=self.norm(x_BTD), losses=losses, metrics=metrics, attentions=kept)
 
@@ -135,13 +135,13 @@ class GPT(EhrModel):
             raise ConfigError(f"the model takes positions from the column {name!r}, which new tokens do not have")
         return KVCache(self.config.num_hidden_layers, rows, length)
 
-    def routing(self, found: list[Tensor], count: Tensor | None) -> tuple[moe.Pairs, moe.Pairs]:
+    def routing(self, statistics: list[Tensor], count: Tensor | None) -> tuple[moe.Pairs, moe.Pairs]:
         """Losses (in training) and figures of the layers with experts; empty where there are none."""
-        if count is None or not found:
+        if count is None or not statistics:
             return {}, {}
         config = self.config
         losses, metrics = moe.summarize(
-            torch.stack(found), count, config.router_aux_loss_coef, config.router_z_loss_coef
+            torch.stack(statistics), count, config.router_aux_loss_coef, config.router_z_loss_coef
         )
         return losses if self.training else {}, metrics
 
@@ -229,7 +229,7 @@ def build(settings: GPTConfig, vocabulary_size: int, columns: Sequence[str] = ()
         rotary_base=s.rotary_base,
         qk_norm=s.qk_norm,
         num_experts=s.num_experts,
-        num_experts_per_tok=s.top_k,
+        num_experts_per_tok=s.top_k,  # transformers refuses top_k in a configuration: it is one of generation's
         moe_intermediate_size=gated if s.num_experts else 0,
         moe_stride=s.stride,
         noisy_router=s.noisy_router,

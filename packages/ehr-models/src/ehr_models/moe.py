@@ -51,7 +51,7 @@ class Experts(nn.Module):
         up, down = self.up_proj.weight, self.down_proj.weight
         if has_grouped_product(x_MD, up):
             return experts_grouped(x_MD, end_E, up, down)
-        return experts_in_turn(x_MD, end_E, up, down)
+        return experts_one_by_one(x_MD, end_E, up, down)
 
 
 def geglu(x: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def geglu(x: Tensor) -> Tensor:
     return functional.gelu(gate) * value
 
 
-def experts_in_turn(x_MD: Tensor, end_E: Tensor, up: Tensor, down: Tensor) -> Tensor:
+def experts_one_by_one(x_MD: Tensor, end_E: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """One expert after the other: the fastest on CPU, and what every release of torch can; waits for the device."""
     lengths = torch.diff(end_E, prepend=end_E.new_zeros(1)).tolist()
     # unbind, because the gradient of an index would be the size of all experts, once for each expert
@@ -99,17 +99,17 @@ class Spread(torch.autograd.Function):
     """Copies of tokens in the order of their experts; the gradient is gathered, so it is deterministic on CUDA too."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, order_M: Tensor, place_M: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x_ND: Tensor, order_M: Tensor, place_M: Tensor, top_k: int) -> Tensor:  # type: ignore[override]
         """(N, D) to (M, D): assignment ``order_M[i]`` is at i, and assignment j is at ``place_M[j]``."""
         ctx.save_for_backward(place_M)
-        ctx.tokens = x_ND.shape[0]
-        return x_ND.index_select(0, order_M // max(1, order_M.shape[0] // max(1, x_ND.shape[0])))
+        ctx.top_k = top_k
+        return x_ND.index_select(0, order_M // top_k)
 
     @staticmethod
     def backward(ctx: Any, grad_MD: Tensor) -> Any:  # type: ignore[override]
         """Sum over the copies of each token."""
         (place_M,) = ctx.saved_tensors
-        return grad_MD.index_select(0, place_M).unflatten(0, (ctx.tokens, -1)).sum(1), None, None
+        return grad_MD.index_select(0, place_M).unflatten(0, (-1, ctx.top_k)).sum(1), None, None, None
 
 
 class Collect(torch.autograd.Function):
@@ -156,11 +156,11 @@ class MoE(nn.Module):
         place_M[order_M] = torch.arange(order_M.shape[0], device=order_M.device)
         every_E = torch.arange(self.num_experts, device=expert_M.device)
         end_E = torch.searchsorted(expert_M, every_E, right=True, out_int32=True)
-        y_MD = self.experts(Spread.apply(x_ND, order_M, place_M), end_E)
+        y_MD = self.experts(Spread.apply(x_ND, order_M, place_M, self.top_k), end_E)
         y_NKD = Collect.apply(y_MD, order_M, place_M).unflatten(0, (-1, self.top_k))
         y_ND = (y_NKD * gate_NK.to(y_NKD.dtype)[..., None]).sum(1)
-        found = None if share_N is None else self.statistics(score_NE, expert_NK, share_N)
-        return y_ND.view(x_BTD.shape), found
+        statistics = None if share_N is None else self.statistics(score_NE, expert_NK, share_N)
+        return y_ND.view(x_BTD.shape), statistics
 
     def scores(self, x_ND: Tensor) -> Tensor:
         """Router scores (N, E), in float32 whatever the model computes in."""
@@ -204,16 +204,16 @@ def shares(token_BT: Tensor, segment_BT: Tensor | None) -> tuple[Tensor, Tensor]
 Pairs = dict[str, tuple[Tensor, Tensor]]
 
 
-def summarize(found_LS: Tensor, count: Tensor, balance_weight: float, router_z_weight: float) -> tuple[Pairs, Pairs]:
+def summarize(value_LS: Tensor, count: Tensor, balance_weight: float, router_z_weight: float) -> tuple[Pairs, Pairs]:
     """Weighted losses, and figures to log, of the statistics of all layers: (sum, count) pairs over the tokens.
 
     Losses are summed over layers. ``expert_load_e`` is expert e's share of all assignments, ``expert_load_max`` the
     largest share in a layer times E, averaged over layers: 1 when experts are used alike.
     """
-    totals = {"balance": found_LS[:, BALANCE].sum(), "router_z": found_LS[:, ROUTER_Z].sum()}
+    totals = {"balance": value_LS[:, BALANCE].sum(), "router_z": value_LS[:, ROUTER_Z].sum()}
     weights = {"balance": balance_weight, "router_z": router_z_weight}
     losses = {name: (weights[name] * value * count, count) for name, value in totals.items() if weights[name]}
-    load_LE = found_LS[:, ROUTER_Z + 1 :].detach()
+    load_LE = value_LS[:, ROUTER_Z + 1 :].detach()
     figures = {name: value.detach() for name, value in totals.items()}
     figures["expert_load_max"] = load_LE.max(dim=1).values.mean() * load_LE.shape[1]
     figures |= {f"expert_load_{expert}": share for expert, share in enumerate(load_LE.mean(0))}

@@ -19,14 +19,14 @@ def sinusoid(position_BT: Tensor, width: int) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)[..., :width]
 
 
-def rotation(position_BT: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (B, T, 1, C / 2) of what turns a head's query and key at each position."""
+def rotation_of(position_BT: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (B, T, 1, C / 2) that rotate a head's query and key at each position."""
     angle = angles(position_BT, head_width, base)[:, :, None]
     return angle.cos(), angle.sin()
 
 
-def rotate(x_BTHC: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Each half of a head's width is turned against the other; scores then depend on differences of positions."""
-    cosine, sine = (part.to(x_BTHC.dtype) for part in turn)
+def rotate(x_BTHC: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """The halves of a head's width are rotated against each other; scores then depend on differences of positions."""
+    cosine, sine = (part.to(x_BTHC.dtype) for part in rotation)
     one, two = x_BTHC.chunk(2, dim=-1)
     return torch.cat([one * cosine - two * sine, two * cosine + one * sine], dim=-1)

@@ -33,7 +33,7 @@ class GPTConfig:
     mlp: str = "gelu"
     """``gelu``: two layers; ``swiglu``: three, one of them a gate, with as many parameters."""
     positions: str = "learned"
-    """``learned``: a vector for each place in the window; ``rotary``: queries and keys are turned by their place."""
+    """``learned``: a vector for each place in the window; ``rotary``: queries and keys are rotated by their place."""
     position_column: str = ""
     """With rotary positions: the column of the token store to take them from, such as the age in days, in place of
     the place in the window."""

@@ -1,8 +1,7 @@
 """Random numbers that are a function of what they are for, so that no draw depends on what is computed beside it.
 
-Each token of the vocabulary gets a number from (seed, subject, time, draw, step, token) by SplitMix64 (Steele, Lea and
-Flood 2014, "Fast splittable pseudorandom number generators"), on any device. The largest logit plus Gumbel noise is a
-sample of the softmax (Gumbel 1954; Maddison, Tarlow and Minka 2014, "A* sampling").
+Each token of the vocabulary gets a number from (seed, subject, time, draw, step, token), on any device. The largest
+logit plus Gumbel noise is a sample of the softmax (Gumbel 1954; Maddison, Tarlow and Minka 2014, "A* sampling").
 
 Shapes: R rows, N draws, P logits a row.
 """
@@ -10,10 +9,7 @@ Shapes: R rows, N draws, P logits a row.
 import torch
 from torch import Tensor
 
-from ehr_models.objectives.masking import mix
-
-GOLDEN = -7046029254386353131
-"""2**64 / golden ratio as int64: SplitMix64's step."""
+from ehr_models.hashing import GOLDEN, ROUNDS, mix
 
 
 def draw_keys(seed: int, subject_id: int, time: int, draw_N: Tensor) -> Tensor:
@@ -38,13 +34,10 @@ class Gumbel:
         state_R = mix(key_R + (step_R + 1) * GOLDEN)
         x = torch.add(state_R[:, None], self.step_P, out=self.hash_SP[:R])
         y = self.shifted_SP[:R]
-        # SplitMix64's output function without its last line, which does not reach the 23 bits that are used.
-        for places, ones, factor in (
-            (30, 0x3FFFFFFFF, -4658895280553007687),
-            (27, 0x1FFFFFFFFF, -7723592293110705685),
-        ):
-            torch.bitwise_right_shift(x, places, out=y)
-            x.bitwise_xor_(y.bitwise_and_(ones)).mul_(factor)
+        # `mix` in place, without its last line, which does not reach the 23 bits that are used.
+        for shift, mask, factor in ROUNDS:
+            torch.bitwise_right_shift(x, shift, out=y)
+            x.bitwise_xor_(y.bitwise_and_(mask)).mul_(factor)
         torch.bitwise_right_shift(x, 41, out=y)
         noise = self.noise_SP[:R].copy_(y.bitwise_and_(0x7FFFFF))
         return noise.add_(0.5).mul_(2.0**-23).log_().neg_().log_()  # exact in float32: with one bit more u could be 1

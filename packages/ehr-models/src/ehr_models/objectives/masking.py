@@ -12,14 +12,8 @@ import torch
 from ehr_core.batch import Batch
 from torch import Tensor
 
+from ehr_models.hashing import mix
 from ehr_models.objectives.settings import MaskedConfig
-
-
-def mix(x: Tensor) -> Tensor:
-    """A bijection of int64 that scatters bits (splitmix64's; integers wrap, right shifts bring in zeros)."""
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
-    return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
 def uniform(x: Tensor) -> Tensor:
