@@ -30,12 +30,12 @@ from ehr_core import config
 from ehr_core.batch import Batch
 from ehr_core.formats.vocabulary import Token, Vocabulary
 from ehr_core.plugins import build
-from ehr_models.attention import attend
 from ehr_models.bert_settings import BertConfig
 from ehr_models.generation.engine import Engine
 from ehr_models.generation.rows import Prompt
 from ehr_models.generation.settings import GenerationConfig
-from ehr_models.layout import FLEX_HEAD_WIDTHS, Layout, block_mask, dense_mask, has_flex, make_layout
+from ehr_models.layers.attention import attend
+from ehr_models.layers.layout import FLEX_HEAD_WIDTHS, Layout, block_mask, dense_mask, has_flex, make_layout
 from ehr_models.objectives.settings import MaskedConfig, NextTokenConfig
 from ehr_models.settings import GPTConfig
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -146,7 +146,11 @@ def train(bench: Bench, name: str, settings: Any, batch_rows: int, vocabulary: i
     def make() -> tuple[Callable[[], Any], Row]:
         model = build("model", settings, vocabulary_size=vocabulary, columns=[]).to(bench.device).train()
         wanted: Any = NextTokenConfig() if model.causal else MaskedConfig()
-        objective = build("objective", wanted, width=settings.width).to(bench.device).train()
+        objective = (
+            build("objective", wanted, width=settings.width, vocabulary=Vocabulary.build([]), question=None)
+            .to(bench.device)
+            .train()
+        )
         batch = packed(batch_rows, settings.context_length, windows, vocabulary, bench.device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         if bench.compiled:

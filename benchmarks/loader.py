@@ -25,8 +25,8 @@ import torch
 from ehr_core.formats.folder import Manifest, write_manifest
 from ehr_core.formats.tokens import FORMAT, NO_TIME, VERSION, Prefix, TokenStore, TokenTable, write_prefix
 from ehr_core.formats.vocabulary import Token, Vocabulary
-from ehr_train.loader.windows import Windows
 from ehr_train.loader.feed import Feed, Share, num_steps, steps
+from ehr_train.loader.windows import Windows
 
 BATCH, CONTEXT, SHARDS = 32, 1024, 8
 DAY = 86_400_000_000

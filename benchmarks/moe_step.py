@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import torch
 from ehr_core.batch import Batch
+from ehr_core.formats.vocabulary import Vocabulary
 from ehr_core.plugins import build
 from ehr_models.objectives.settings import NextTokenConfig
 from ehr_models.settings import GPTConfig
@@ -26,7 +27,7 @@ def stepper(shape: GPTConfig, vocabulary: int, batch: Batch, bf16: bool) -> tupl
     """A function that makes one step and returns the loss; parameters in all, and those that a token meets."""
     device = batch.token_BT.device
     model = build("model", shape, vocabulary_size=vocabulary, columns=[]).to(device)
-    objective = build("objective", NextTokenConfig(), width=shape.width)
+    objective = build("objective", NextTokenConfig(), width=shape.width, vocabulary=Vocabulary.build([]), question=None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
 
     def step() -> float:

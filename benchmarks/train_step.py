@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from ehr_core.batch import Batch
+from ehr_core.formats.vocabulary import Vocabulary
 from ehr_core.plugins import build
 from ehr_models.objectives.settings import NextTokenConfig
 from ehr_models.settings import GPTConfig
@@ -91,7 +92,9 @@ def engines(
 
     def ours(batch: Batch, bf16: bool) -> Callable[[], float]:
         model = build("model", shape, vocabulary_size=vocabulary, columns=[]).to(token.device)
-        objective = build("objective", NextTokenConfig(), width=shape.width)
+        objective = build(
+            "objective", NextTokenConfig(), width=shape.width, vocabulary=Vocabulary.build([]), question=None
+        )
 
         def loss() -> Tensor:
             found = objective.loss(model, batch)

@@ -78,7 +78,13 @@ def test_a_changed_setting_reruns_only_what_depends_on_it(demo):
     folder, _ = demo
     done = ehr_train(folder, *SMALL, *TUNE, "predictors.xgboost.max_depth=2")
     assert done.returncode == 0, done.stderr
-    expected = {"predict/in_hospital_mortality/xgboost", "predictions", "scores", "report"}
+    expected = {
+        "fit/in_hospital_mortality/xgboost",
+        "predict/in_hospital_mortality/xgboost",
+        "predictions",
+        "scores",
+        "report",
+    }
     assert ran(done) == expected
     done = ehr_train(folder, *SMALL, *TUNE, "train.learning_rate=0.003", "dry_run=true")
     would = set(re.findall(r"^(\S+)\s+would run", done.stderr, re.MULTILINE))
@@ -103,7 +109,7 @@ def test_an_output_folder_of_ones_own_is_used(demo, tmp_path):
         (["source=meds"], "source.path is required: give source.path=..."),
         (["source=meds", "source.path=absent"], "absent"),
         (["world_size=0"], "world_size is"),
-        (["labels=absent", "source.num_subjects=30"], "labels=absent is not a folder"),
+        (["labels=absent", "source.num_subjects=30"], "absent is not a folder; expected labels"),
         (["--fast"], "unknown option --fast"),
     ],
 )

@@ -55,7 +55,13 @@ def test_a_model_of_tokens_learns_as_well_with_the_channel_beside_them(meds, tmp
     settings = registry().get("model", "gpt").config(num_layers=1, width=32, num_heads=2, context_length=64)
     torch.manual_seed(0)
     model = build("model", settings, vocabulary_size=len(store.vocabulary), columns=store.columns)
-    objective = build("objective", registry().get("objective", "next_token").config(), width=32)
+    objective = build(
+        "objective",
+        registry().get("objective", "next_token").config(),
+        width=32,
+        vocabulary=store.vocabulary,
+        question=None,
+    )
     batch = batches(store, 64)[0]
     assert store.columns == ["value"]
     loss = objective.loss(model, batch)
