@@ -4,8 +4,8 @@ import pytest
 import torch
 from ehr_core import plugins
 from ehr_core.config import from_plain
-from ehr_models.attention import attend
-from ehr_models.layout import Layout, block_mask, dense_mask, make_layout, positions_of
+from ehr_models.layers.attention import attend
+from ehr_models.layers.layout import Layout, block_mask, dense_mask, make_layout, positions_of
 
 SEGMENTS = {
     "whole rows": [[1] * 192, [1] * 192],

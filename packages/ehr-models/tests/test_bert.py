@@ -171,7 +171,7 @@ def test_sines_are_fixed_unbounded_and_no_initialisation_touches_them(pack, wind
     assert torch.equal(read(model), before)
     model.save_pretrained(tmp_path)
     assert torch.equal(read(Bert.from_pretrained(tmp_path)), before)
-    from ehr_models.rotary import sinusoid
+    from ehr_models.layers.rotary import sinusoid
 
     expected = torch.tensor([[0.0, 1.0, 0.0, 1.0], [0.841471, 0.540302, 0.0099998, 0.99995]])
     torch.testing.assert_close(sinusoid(torch.tensor([0, 1]), 4), expected, atol=1e-5, rtol=1e-5)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from ehr_models.cache import KVCache
 from ehr_models.gpt import build
+from ehr_models.layers.cache import KVCache
 from ehr_models.settings import GPTConfig
 
 CPU = torch.device("cpu")

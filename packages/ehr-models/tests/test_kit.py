@@ -9,7 +9,7 @@ import torch
 from ehr_core.errors import ConfigError, NotApplicable
 from ehr_core.testing import model_checks
 from ehr_models.gpt import GPT, build
-from ehr_models.moe import MoE
+from ehr_models.layers.moe import MoE
 from ehr_models.settings import GPTConfig
 
 

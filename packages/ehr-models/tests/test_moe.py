@@ -3,9 +3,9 @@
 import pytest
 import torch
 from ehr_core.errors import ConfigError
-from ehr_models import moe
 from ehr_models.gpt import build
-from ehr_models.moe import MoE
+from ehr_models.layers import moe
+from ehr_models.layers.moe import MoE
 from ehr_models.settings import GPTConfig
 from torch.nn import functional
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from ehr_core.errors import ConfigError, DataError
-from ehr_models.blocks import GatedMLP
 from ehr_models.gpt import build
+from ehr_models.layers.blocks import GatedMLP
 from ehr_models.settings import GPTConfig
 from transformers import Qwen3Config, Qwen3ForCausalLM
 

@@ -10,7 +10,7 @@ from ehr_core.outcomes import Question
 from ehr_core.plugins import build
 from ehr_exmed_bert.objectives import masked_mean
 from ehr_exmed_bert.plugin import EndpointConfig, ExMedBertModelConfig, MlmPlosConfig
-from ehr_models.rotary import sinusoid
+from ehr_models.layers.rotary import sinusoid
 
 COLUMNS = ["age_days", "visit", "segment", "entity", "sex", "region"]
 VOCABULARY = Vocabulary.build([Token(f"CODE//{number}", "code") for number in range(93)])

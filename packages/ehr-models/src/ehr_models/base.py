@@ -21,10 +21,10 @@ from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
 from ehr_models import code_vectors
-from ehr_models import layout as layouts
-from ehr_models.attention import ResidualLinear
-from ehr_models.blocks import Embeddings
-from ehr_models.layout import positions_of
+from ehr_models.layers import layout as layouts
+from ehr_models.layers.attention import ResidualLinear
+from ehr_models.layers.blocks import Embeddings
+from ehr_models.layers.layout import positions_of
 
 README = """# {kind}
 

@@ -21,9 +21,9 @@ from transformers.modeling_outputs import MaskedLMOutput
 from ehr_models import code_vectors
 from ehr_models.base import EhrConfig, EhrModel, EhrOutput, check_choices
 from ehr_models.bert_settings import BertConfig
-from ehr_models.embeddings import SumEmbeddings
-from ehr_models.encoder import ACTIVATIONS, EncoderBlock
-from ehr_models.rotary import rotation_of
+from ehr_models.layers.embeddings import SumEmbeddings
+from ehr_models.layers.encoder import ACTIVATIONS, EncoderBlock
+from ehr_models.layers.rotary import rotation_of
 
 POSITIONS = ("learned", "sinusoidal", "rotary", "none")
 STARTS: dict[str, Callable[..., Any]] = {

@@ -3,8 +3,8 @@
 Pre-LN blocks, LayerNorm without bias, exact GELU, learned positions, output layer tied to the token table (Radford et
 al. 2019, "Language Models are Unsupervised Multitask Learners"; Renc et al. 2024, "Zero shot health trajectory
 prediction using transformer"). Settings exchange the parts: RMSNorm, SwiGLU, rotary positions by place or by a column
-such as the age, normalised queries and keys, experts (`ehr_models.moe`). Rows may be packed: a position sees what is
-before it in its own segment only.
+such as the age, normalised queries and keys, experts (`ehr_models.layers.moe`). Rows may be packed: a position sees what
+is before it in its own segment only.
 
 Shapes: B rows, T positions, D width, V vocabulary, P rows of the token table.
 """
@@ -20,11 +20,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 
-from ehr_models import moe
 from ehr_models.base import EhrConfig, EhrModel, EhrOutput, check_choices
-from ehr_models.blocks import MLPS, NORMS, Block, Embeddings
-from ehr_models.cache import KVCache
-from ehr_models.rotary import rotation_of
+from ehr_models.layers import moe
+from ehr_models.layers.blocks import MLPS, NORMS, Block, Embeddings
+from ehr_models.layers.cache import KVCache
+from ehr_models.layers.rotary import rotation_of
 from ehr_models.settings import GPTConfig
 
 CHOICES = {"norm": tuple(NORMS), "mlp": tuple(MLPS), "positions": ("learned", "rotary")}
@@ -96,8 +96,8 @@ class GPT(EhrModel):
         """(B, T) int64 ids to hidden states (B, T, D); of further columns the ``position_column`` is used.
 
         ``segment_ids`` number the windows in a row, 0 is padding; without them every row is one window, less what
-        ``attention_mask`` (1 and 0) leaves out. With a ``cache`` (see `ehr_models.cache`) it says what the rows go on
-        from. ``output_attentions`` asks for the attention weights, at the price of the fast kernels. Raises DataError
+        ``attention_mask`` (1 and 0) leaves out. A ``cache`` (see `ehr_models.layers.cache`) says what the rows go on from.
+        ``output_attentions`` asks for the attention weights, at the price of the fast kernels. Raises DataError
         for ids or positions out of range.
         """
         position_BT, segment_BT = self.prepare(input_ids, position_ids, segment_ids, attention_mask)

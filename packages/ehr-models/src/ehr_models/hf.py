@@ -29,9 +29,9 @@ from transformers import (
 
 from ehr_models import hf_cache
 from ehr_models.base import EhrConfig, EhrModel, EhrOutput, padded_rows
-from ehr_models.cache import KVCache
 from ehr_models.hf_settings import HFConfig
-from ehr_models.layout import dense_mask
+from ehr_models.layers.cache import KVCache
+from ehr_models.layers.layout import dense_mask
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
@@ -107,8 +107,8 @@ class HFModel(EhrModel):
         """(B, T) int64 ids to hidden states (B, T, D); further columns are not used.
 
         ``segment_ids`` number the windows in a row, 0 is padding; without them every row is one window, less what
-        ``attention_mask`` (1 and 0) leaves out. With a ``cache`` (see `ehr_models.cache`) it says what the rows go on
-        from. Raises DataError for ids or positions out of range.
+        ``attention_mask`` (1 and 0) leaves out. A ``cache`` (see `ehr_models.layers.cache`) says what the rows go on from.
+        Raises DataError for ids or positions out of range.
         """
         position_BT, segment_BT = self.prepare(input_ids, position_ids, segment_ids, attention_mask)
         if cache is not None:

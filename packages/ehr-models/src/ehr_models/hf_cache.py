@@ -1,4 +1,4 @@
-"""Generation with networks of transformers: their layers, on keys and values that `ehr_models.cache` keeps.
+"""Generation with networks of transformers: their layers, on keys and values that `ehr_models.layers.cache` keeps.
 
 While a cache is in use, the inner network's attention is `attend_to_cache` in the place of its own kernel. That serves
 every architecture whose layers are joined by softmax attention alone. Others (Mamba's states, capped scores, windows
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from ehr_models.cache import KVCache
+from ehr_models.layers.cache import KVCache
 
 NAME = "ehr_cache"
 _IN_USE: ContextVar[KVCache] = ContextVar(NAME)
 UNKNOWN = ("softcap", "s_aux", "position_bias", "alibi")
-"""What an architecture may ask its attention to do, and `ehr_models.cache` cannot."""
+"""What an architecture may ask its attention to do, and `ehr_models.layers.cache` cannot."""
 
 
 class CannotKeep(Exception):

@@ -41,7 +41,7 @@ class Layout:
     weights: list[Tensor] | None = None
     """Where each layer leaves its attention weights (B, H, T, T), beside ``mask``; None where nobody asks for them."""
     cache: Any = None
-    """A `ehr_models.cache.LayerCache`: it takes the new keys and values, and attends to all it has."""
+    """A `ehr_models.layers.cache.LayerCache`: it takes the new keys and values, and attends to all it has."""
 
 
 def make_layout(segment_BT: Tensor | None, causal: bool, head_width: int, dropout: bool = False) -> Layout:

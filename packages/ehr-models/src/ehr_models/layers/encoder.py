@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ehr_models.attention import Rotation, SelfAttention
-from ehr_models.blocks import MLP
-from ehr_models.layout import Layout
+from ehr_models.layers.attention import Rotation, SelfAttention
+from ehr_models.layers.blocks import MLP
+from ehr_models.layers.layout import Layout
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ehr_models.layout import Layout
+from ehr_models.layers.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ehr_core.constants import YEAR_DAYS
 from ehr_core.errors import ConfigError, DataError
 from torch import Tensor, nn
 
-from ehr_models.rotary import sinusoid
+from ehr_models.layers.rotary import sinusoid
 
 DAYS_IN_1000_YEARS = round(1000 * YEAR_DAYS)
 TRANSFORMS = ("index", "clamp", "age")

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention
 
-from ehr_models.layout import Layout
-from ehr_models.rotary import rotate
+from ehr_models.layers.layout import Layout
+from ehr_models.layers.rotary import rotate
 
 Rotation = tuple[Tensor, Tensor]
-"""What `ehr_models.rotary.rotation_of` gives."""
+"""What `ehr_models.layers.rotary.rotation_of` gives."""
 
 
 def attend(q_BTHC: Tensor, k_BTHC: Tensor, v_BTHC: Tensor, layout: Layout, dropout: float = 0.0) -> Tensor:

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ehr_models.attention import ResidualLinear, Rotation, SelfAttention
-from ehr_models.layout import Layout
-from ehr_models.moe import MoE
+from ehr_models.layers.attention import ResidualLinear, Rotation, SelfAttention
+from ehr_models.layers.layout import Layout
+from ehr_models.layers.moe import MoE
 
 
 class Embeddings(nn.Module):
@@ -86,7 +86,7 @@ class Block(GradientCheckpointingLayer):
     def forward(
         self, x_BTD: Tensor, layout: Layout, rotation: Rotation | None = None, share_N: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, D) to (B, T, D), and the statistics of `ehr_models.moe.MoE` from a layer with experts."""
+        """(B, T, D) to (B, T, D), and the statistics of `ehr_models.layers.moe.MoE` from a layer with experts."""
         x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), layout, rotation))
         y_BTD, statistics = self.mlp_norm(x_BTD), None
         if isinstance(self.mlp, MoE):

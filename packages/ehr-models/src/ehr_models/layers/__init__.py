@@ -1,0 +1,1 @@
+"""The parts that networks are put together from."""
