@@ -3,8 +3,8 @@
 Pre-LN blocks, LayerNorm without bias, exact GELU, learned positions, output layer tied to the token table (Radford et
 al. 2019, "Language Models are Unsupervised Multitask Learners"; Renc et al. 2024, "Zero shot health trajectory
 prediction using transformer"). Settings exchange the parts: RMSNorm, SwiGLU, rotary positions by place or by a column
-such as the age, normalised queries and keys, experts (`ehr_models.layers.moe`). Rows may be packed: a position sees what
-is before it in its own segment only.
+such as the age, normalised queries and keys, experts (`ehr_models.layers.moe`). Rows may be packed: a position sees
+what is before it in its own segment only.
 
 Shapes: B rows, T positions, D width, V vocabulary, P rows of the token table.
 """
@@ -96,7 +96,7 @@ class GPT(EhrModel):
         """(B, T) int64 ids to hidden states (B, T, D); of further columns the ``position_column`` is used.
 
         ``segment_ids`` number the windows in a row, 0 is padding; without them every row is one window, less what
-        ``attention_mask`` (1 and 0) leaves out. A ``cache`` (see `ehr_models.layers.cache`) says what the rows go on from.
+        ``attention_mask`` (1 and 0) leaves out. A ``cache`` (`ehr_models.layers.cache`) says what the rows go on from.
         ``output_attentions`` asks for the attention weights, at the price of the fast kernels. Raises DataError
         for ids or positions out of range.
         """

@@ -107,7 +107,7 @@ class HFModel(EhrModel):
         """(B, T) int64 ids to hidden states (B, T, D); further columns are not used.
 
         ``segment_ids`` number the windows in a row, 0 is padding; without them every row is one window, less what
-        ``attention_mask`` (1 and 0) leaves out. A ``cache`` (see `ehr_models.layers.cache`) says what the rows go on from.
+        ``attention_mask`` (1 and 0) leaves out. A ``cache`` (`ehr_models.layers.cache`) says what the rows go on from.
         Raises DataError for ids or positions out of range.
         """
         position_BT, segment_BT = self.prepare(input_ids, position_ids, segment_ids, attention_mask)

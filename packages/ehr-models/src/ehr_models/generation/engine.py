@@ -60,6 +60,7 @@ class Engine:
         check_model(model, vocabulary)
         self.window = window_of(model, self.settings)
         self.device = next(model.parameters()).device
+        self.logit_width = width_of_logits(model)
         self.steps = 1 if self.device.type == "cpu" else 16
         self.waiting_rows = 1 if self.device.type == "cpu" else max(1, min(8, PREFILL // self.window))
         self.intervals = (intervals or Intervals()).mean_seconds
@@ -74,7 +75,7 @@ class Engine:
             yield from work.collect()
 
     def _rules(self) -> Rules:
-        size, settings = self.model.num_rows, self.settings
+        size, settings = self.logit_width, self.settings
         stop_P = torch.zeros(size, dtype=torch.bool)
         stop_P[self.stops] = True
         interval_P = torch.zeros(size, dtype=torch.int64)
@@ -113,6 +114,13 @@ def check_model(model: Any, vocabulary: Vocabulary) -> None:
         )
 
 
+@torch.no_grad()
+def width_of_logits(model: Any) -> int:
+    """P: the vocabulary, and what a model may have beyond it."""
+    weight = next(model.parameters())
+    return int(model.lm_logits(weight.new_zeros(1, model.width)).shape[-1])
+
+
 def window_of(model: Any, settings: GenerationConfig) -> int:
     """Longest context in positions. Raises ConfigError where the model has fewer, or neither side says how many."""
     limit = model.max_positions
@@ -132,7 +140,7 @@ class _Work:
         with torch.inference_mode():
             self.rows = Rows(S, engine.rules, self.device)
             never = never_drawn(settings, engine.vocabulary, engine.stops)
-            self.sampler = Sampler(settings, never, self.model.num_rows, S, self.device)
+            self.sampler = Sampler(settings, never, engine.logit_width, S, self.device)
         prompts_at_once = engine.waiting_rows + max(1, S // settings.draws)
         self.prompt_rows = range(S, S + prompts_at_once)
         self.cache = self.model.make_cache(S + prompts_at_once, engine.window)
