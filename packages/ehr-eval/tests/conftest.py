@@ -15,12 +15,13 @@ import ehr_core.plugins
 import ehr_eval.plugin
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 from ehr_core import Component, NotApplicable, hookimpl
-from ehr_core.formats.folder import Manifest, write_json, write_manifest
-from ehr_core.formats.tables import prediction_table, read_labels, write_predictions
+from ehr_core.constants import SPLITS
+from ehr_core.formats.folder import Manifest, read_json, write_json, write_manifest
+from ehr_core.formats.labels import read_labels
 from ehr_core.formats.vocabulary import Vocabulary
+from ehr_core.outcomes import BINARY, KINDS
 
 SCHEMA = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
 START = datetime(2020, 1, 1)
@@ -36,9 +37,9 @@ def frame(rows):
 
 
 def write_meds(folder: Path, **splits) -> Path:
-    """A dataset with, per split, a list of shards, each a frame of events."""
-    for split, shards in splits.items():
-        for number, events in enumerate(shards):
+    """A dataset with, per split, a list of shards, each a frame of events; a split without any has one of no rows."""
+    for split in SPLITS:
+        for number, events in enumerate(splits.get(split, [frame([])])):
             path = folder / "data" / split / f"{number}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             events.write_parquet(path)
@@ -103,18 +104,21 @@ class Steady:
     def __init__(self, settings):
         self.settings = settings
 
-    def predict(self, job):
-        assert job.outcome is None or job.outcome.positive
+    def fit(self, job):
         (job.work / "begun").touch()
         if self.settings.dies:
             raise RuntimeError("killed")
         assert not self.settings.resumes or (job.work / "earlier").is_file()
-        tables = []
-        for split in job.splits:
-            labels = read_labels(job.labels, split).select(["subject_id", "prediction_time", "boolean_value"])
-            labels = labels.slice(0, len(labels) - 1) if self.settings.lose_rows else labels
-            tables.append(prediction_table(labels, split, np.full(len(labels), self.settings.answer)))
-        write_predictions(job.output / "predictions.parquet", pa.concat_tables(tables))
+        write_json(job.output / "answer.json", self.settings.answer)
+
+    def predict(self, job):
+        labels = read_labels(job.labels)
+        lost = int(self.settings.lose_rows)
+        answer = read_json(job.fitted / "answer.json")
+        return {split: np.full(len(labels.tables[split]) - lost, answer) for split in job.splits}
+
+    def tokenizer(self, fitted):
+        return None
 
 
 @dataclass
@@ -130,10 +134,13 @@ class Hungry(Steady):
     def __init__(self, settings):
         super().__init__(PredictorConfig())
 
-    def predict(self, job):
+    def fit(self, job):
         assert (job.run / "manifest.json").is_file()
         (job.output / "store.txt").write_text((job.store / "made.txt").read_text())
-        super().predict(job)
+        super().fit(job)
+
+    def tokenizer(self, fitted):
+        return fitted / "tokenizer"
 
 
 @dataclass
@@ -165,7 +172,7 @@ class Refusing:
     def __init__(self, settings):
         pass
 
-    def predict(self, job):
+    def fit(self, job):
         raise NotApplicable("this cohort has no such code")
 
 
@@ -180,9 +187,11 @@ def _parts_module():
 
     @hookimpl
     def ehr_predictors():
-        yield Component(name="steady", target="ehr_eval_test_parts:Steady", config=PredictorConfig)
-        yield Component(name="hungry", target="ehr_eval_test_parts:Hungry", config=RunPredictorConfig)
-        yield Component(name="refusing", target="ehr_eval_test_parts:Refusing", config=RefusingConfig)
+        yield Component(name="steady", target="ehr_eval_test_parts:Steady", config=PredictorConfig, outcomes=KINDS)
+        yield Component(
+            name="hungry", target="ehr_eval_test_parts:Hungry", config=RunPredictorConfig, outcomes=(BINARY,)
+        )
+        yield Component(name="refusing", target="ehr_eval_test_parts:Refusing", config=RefusingConfig, outcomes=KINDS)
 
     @hookimpl
     def ehr_commands():
