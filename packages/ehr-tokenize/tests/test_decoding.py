@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 import pytest
 from ehr_core.formats.vocabulary import UNK
 from ehr_tokenize import plugin
-from ehr_tokenize.grammars.cehr import Cehr
 from ehr_tokenize.grammars.ethos import Ethos
 from ehr_tokenize.grammars.fused import Fused
 from hypothesis import given, settings
@@ -58,7 +57,7 @@ def bounds(tokenizer, code, name):
     if "value_[" in name:
         low, high = name.rpartition("value_[")[2].rstrip(")").split(",")
         return float(low), float(high)
-    number = int(name.rpartition("Q")[2]) - 1 if "Q" in name else int(name.removeprefix("BIN:"))
+    number = int(name.rpartition("Q")[2]) - 1
     edges = [float("-inf"), *tokenizer.breaks[code], float("inf")]
     return edges[number], edges[number + 1]
 
@@ -71,7 +70,6 @@ def known(world, tokenizer, row):
 GRAMMARS = {
     "ethos": (Ethos, plugin.EthosConfig),
     "fused": (Fused, plugin.FusedConfig),
-    "cehr": (Cehr, plugin.CehrConfig),
 }
 
 
@@ -86,15 +84,14 @@ def test_the_codes_and_numbers_come_back(world, name, train, other):
     events = decode(tokenizer, tokenizer.encode(world.frame(rows)))
     expected = [(world.microseconds(row[1].isoformat()), known(world, tokenizer, row)) for row in rows]
     assert Counter(expected) == Counter((time, code) for time, code, *_ in events)
-    if name != "cehr":  # which puts an admission first and a discharge last in their instant
-        assert expected == [(time, code) for time, code, *_ in events]
-        for row, (_, code, its, _) in zip(rows, events, strict=True):
-            if row[3] is None or code not in tokenizer.breaks:
-                assert its is None
-            else:
-                low, high = bounds(tokenizer, code, its)
-                slack = 1e-5 * abs(row[3])
-                assert low - slack <= row[3] <= high + slack
+    assert expected == [(time, code) for time, code, *_ in events]
+    for row, (_, code, its, _) in zip(rows, events, strict=True):
+        if row[3] is None or code not in tokenizer.breaks:
+            assert its is None
+        else:
+            low, high = bounds(tokenizer, code, its)
+            slack = 1e-5 * abs(row[3])
+            assert low - slack <= row[3] <= high + slack
 
 
 @settings(max_examples=100, deadline=None)
@@ -127,19 +124,5 @@ def test_the_gaps_of_fused_come_back_one_token_an_instant(world, train, other):
     for (one, two), (*_, tokens) in zip(itertools.pairwise(rows), events[1:], strict=True):
         days = (two[1] - one[1]) / timedelta(days=1)
         assert len(tokens) == (days > 0)
-        for low, high in (ranges[token] for token in tokens):
-            assert low <= days < (high or float("inf"))
-
-
-@settings(max_examples=100, deadline=None)
-@given(steps, steps, st.sampled_from(["cehr_bert", "day", "week", "month", "mix", "mix_long"]))
-def test_the_days_between_visits_of_cehr_come_back(world, train, other, function):
-    tokenizer = fitted(world, *GRAMMARS["cehr"], train, time_tokens=function)
-    rows = record(7, other)
-    events = decode(tokenizer, tokenizer.encode(world.frame(rows))) if rows else []
-    ranges = tokenizer.interval_days()
-    for (before, *_), (time, *_, tokens) in itertools.pairwise(events):
-        days = time // 86_400_000_000 - before // 86_400_000_000
-        assert len(tokens) <= 1
         for low, high in (ranges[token] for token in tokens):
             assert low <= days < (high or float("inf"))

@@ -2,7 +2,6 @@
 
 import pytest
 from ehr_tokenize import plugin
-from ehr_tokenize.grammars.cehr import Cehr
 from ehr_tokenize.grammars.ethos import Ethos
 from ehr_tokenize.grammars.fused import Fused
 from ehr_tokenize.grammars.visits import Visits
@@ -36,12 +35,6 @@ EXPECTED = {
         ("TIMELINE//DELTA//years//value_[0.0054757,0.0109514)", None),
         *[("NOTE", 5.5), ("[UNK]", 9.0), ("TIMELINE//END", None)],
     ],
-    Cehr: [
-        *[("[VS]", None), ("VISIT//OUTPATIENT", None), ("LAB//K", 0.0), ("BIN:0", None)],
-        *[("LAB//K", None), ("LAB//K", None), ("LAB//K", HUGE), ("BIN:0", None), ("[VE]", None)],
-        *[("W0", None), ("[VS]", None), ("VISIT//OUTPATIENT", None), ("NOTE", 5.5), ("[UNK]", 9.0), ("[VE]", None)],
-        ("[END]", None),
-    ],
     Visits: [
         *[("[CLS]", None), ("LAB//K", 0.0), ("LAB//K", None), ("LAB//K", None), ("LAB//K", HUGE)],
         *[("[SEP]", None), ("NOTE", 5.5), ("[UNK]", 9.0)],
@@ -50,7 +43,6 @@ EXPECTED = {
 SETTINGS = {
     Ethos: plugin.EthosConfig(num_quantiles=4),
     Fused: plugin.FusedConfig(num_quantiles=4),
-    Cehr: plugin.CehrConfig(num_quantiles=4),
     Visits: VisitsConfig(),
 }
 

@@ -79,7 +79,6 @@ def test_a_store_made_before_the_growth_means_the_same_afterwards(site, world):
 @pytest.mark.parametrize(("tokenizer", "token"), [
     ("fused", "LAB//NEW//value_[11.75,13.5)"),
     ("fused tokenizer.bins=quantile", "LAB//NEW//Q2"),
-    ("cehr", "LAB//NEW"),
 ])  # fmt: skip
 def test_other_tokenizers_of_timelines_grow_too(site, world, tokenizer, token):
     settings = [f"tokenizer={tokenizer.split()[0]}", *tokenizer.split()[1:], "tokenizer.min_count=2"]
@@ -97,8 +96,6 @@ def test_other_tokenizers_of_timelines_grow_too(site, world, tokenizer, token):
     found = world.Decoded.store(new)
     assert {token, "PROC//X", "ADMIT"} <= set(found.tokens(1))
     assert "GENDER//X" in found.prefix(1, "2031-01-03")
-    if "cehr" in tokenizer:
-        assert found.prefix(1, "2031-01-03")[0] == "year:2031"
     again = site("again", FIRST, settings[0], f"fitted={new}")
     assert world.Decoded.store(again).tokens(1) == world.Decoded.store(old).tokens(1)
 
@@ -134,7 +131,7 @@ def test_growing_twice_with_the_same_records_changes_nothing_more(site):
     ("more", "message"),
     [
         (["tokenizer.min_count=9"], "tokenizer.min_count is 9, but 2 in fitted="),
-        (["tokenizer=cehr"], "tokenizer is cehr, but ethos in fitted="),
+        (["tokenizer=fused"], "tokenizer is fused, but ethos in fitted="),
         (["+tokenizer.numbers={LAB//: fused}"], "tokenizer.numbers.LAB// is fused, but nothing in fitted="),
         (["tokenizer.min_count=9", "grow=true"], "tokenizer.min_count is 9"),
     ],
@@ -148,10 +145,10 @@ def test_settings_other_than_those_of_the_fitted_tokenizer_are_refused(site, mor
 def test_settings_of_the_fitted_tokenizer_may_be_given_again(site, tmp_path):
     (tmp_path / "icd9.csv").write_text("from,to\n428,I50\n")
     mapping = f"+tokenizer.prepare.mappings={{icd9: {{path: {tmp_path}/icd9.csv}}}}"
-    cehr = ["tokenizer=cehr", "tokenizer.min_count=2", "tokenizer.static_codes=[GENDER]", mapping]
-    old = site("old", FIRST, *cehr)
-    assert site("given", FIRST, *cehr, f"fitted={old}").is_dir()
-    assert site("default", FIRST, "tokenizer=cehr", f"fitted={old}").is_dir()
+    fused = ["tokenizer=fused", "tokenizer.min_count=2", "tokenizer.static_codes=[GENDER]", mapping]
+    old = site("old", FIRST, *fused)
+    assert site("given", FIRST, *fused, f"fitted={old}").is_dir()
+    assert site("default", FIRST, "tokenizer=fused", f"fitted={old}").is_dir()
 
 
 def labs(*numbers):

@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from ehr_cehr.day_tokens import DayTokens
+from ehr_cehr.plugin import CehrConfig
+from ehr_cehr.tokenizer import Cehr
 from ehr_core.errors import ConfigError, DataError
-from ehr_tokenize.grammars.cehr import Cehr
-from ehr_tokenize.grammars.day_tokens import DayTokens
-from ehr_tokenize.plugin import CehrConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -253,3 +253,41 @@ def test_shards_and_saving_change_nothing(world, tmp_path_factory, cohort, cut, 
     shard = world.frame(joined(subjects))
     pairs = zip(one.encode(shard).arrays().values(), again.encode(shard).arrays().values(), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_the_days_between_visits_come_back(world):
+    tokenizer = fitted(world)
+    ranges = tokenizer.intervals.days
+    for days in range(0, 500, 7):
+        at = datetime(2020, 1, 1, 12) + timedelta(days=days)
+        found = decoded(world, tokenizer, [(7, "2020-01-01 09:00", "DX//A"), (7, at, "DX//A")])
+        tokens = [token for token in found.tokens(7) if token in ranges]
+        assert len(tokens) == (days > 0)
+        for low, high in (ranges[token] for token in tokens):
+            assert low <= days < (high or float("inf"))
+
+
+def test_each_number_stands_at_its_code(world):
+    train = [*[(1, "2020-01-01 00:00", "LAB//K", value) for value in (0.0, 2.0, 3.0, 4.0)], (1, "2020-01-01", "NOTE")]
+    rows = [
+        (7, "2020-01-01 00:00", "LAB//K", 0.0),  # zero is a number
+        (7, "2020-01-01 01:00", "LAB//K", None),
+        (7, "2020-01-03 01:00", "NOTE", 5.5),  # a code that had none in train: no bin, but the number is there
+        (7, "2020-01-03 01:00", "NEW", 9.0),  # nobody knows what it measures: its number stays with [UNK]
+    ]
+    found = decoded(world, fitted(world, train, value=True), rows)
+    numbers = [None if number != number else number for number in found.slice(7, "value").tolist()]
+    assert list(zip(found.tokens(7), numbers, strict=True)) == [
+        *[("[VS]", None), ("VISIT//OUTPATIENT", None), ("LAB//K", 0.0), ("BIN:0", None), ("LAB//K", None)],
+        *[("[VE]", None), ("W0", None), ("[VS]", None), ("VISIT//OUTPATIENT", None), ("NOTE", 5.5), ("[UNK]", 9.0)],
+        *[("[VE]", None), ("[END]", None)],
+    ]
+
+
+def test_years_of_a_new_site_grow(world):
+    tokenizer, new = fitted(world), fitted(world).unfitted()
+    new.fit([new.summarize(world.frame([(1, "2031-01-01", "DX//A"), (1, "2031-01-02", "DX//NEW")]))])
+    size = len(tokenizer.vocabulary)
+    tokenizer.grow(new)
+    assert {token.token for token in tokenizer.vocabulary.tokens[size:]} >= {"year:2031"}
+    assert decoded(world, tokenizer, [(7, "2031-01-02", "DX//A")]).prefix(7, "2031-01-03")[0] == "year:2031"

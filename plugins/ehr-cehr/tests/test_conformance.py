@@ -1,0 +1,2 @@
+def test_conformance(ehr_check):
+    ehr_check()
