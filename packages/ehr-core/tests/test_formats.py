@@ -1,14 +1,12 @@
 """The folders that packages hand to each other: whole or absent, checked, and the same bytes every time."""
 
-import datetime
 import os
 import stat
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from ehr_core.errors import DataError, FormatError
-from ehr_core.formats import folder, tables, tokens
+from ehr_core.errors import FormatError
+from ehr_core.formats import folder, tokens
 from ehr_core.formats.folder import Manifest
 from ehr_core.formats.tokens import NO_TIME, Prefix, TokenStore, TokenTable, prefix_tokens
 from ehr_core.formats.vocabulary import PAD, SPECIALS, UNK, Token, Vocabulary
@@ -166,49 +164,3 @@ def test_a_vocabulary_is_read_back_and_counts_do_not_change_its_digest(tmp_path)
     more = Vocabulary.build([Token("A", "code", ("A",), 99), Token("B", "code", ("B",), 1)])
     assert more.digest == found.digest
     assert Vocabulary.build([Token("B", "code"), Token("A", "code")]).digest != found.digest
-
-
-def labels(**changes):
-    columns = {
-        "subject_id": pa.array([2, 1], pa.int64()),
-        "prediction_time": pa.array([datetime.datetime(2020, 1, 1)] * 2, pa.timestamp("us")),
-        "boolean_value": pa.array([True, False]),
-    }
-    return pa.table(columns | changes)
-
-
-def test_labels_are_read_in_order_and_further_columns_are_kept(tmp_path):
-    tables.write_labels(tmp_path / "train.parquet", labels(true_probability=pa.array([0.1, 0.2])))
-    found = tables.read_labels(tmp_path, "train")
-    assert found["subject_id"].to_pylist() == [1, 2]
-    assert found["true_probability"].to_pylist() == [0.2, 0.1]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"boolean_value": pa.array([None, True])}, "column 'boolean_value' of the labels has 1 nulls"),
-        ({"subject_id": pa.array(["a", "b"])}, "column 'subject_id' is string, expected int64"),
-    ],
-)
-def test_broken_labels_are_answered_with_file_and_column(tmp_path, changes, message):
-    with pytest.raises(DataError, match=message):
-        tables.write_labels(tmp_path / "train.parquet", labels(**changes))
-
-
-def test_predictions_must_be_probabilities(tmp_path):
-    good = tables.prediction_table(labels(), "held_out", np.array([0.2, 0.5]))
-    tables.write_predictions(tmp_path / "p.parquet", good)
-    found = tables.read_predictions(tmp_path / "p.parquet")
-    assert found["predicted_boolean_value"].to_pylist() == [False, True]
-    for wrong in (1.2, float("nan")):
-        bad = tables.prediction_table(labels(), "held_out", np.array([0.2, wrong]))
-        with pytest.raises(DataError, match="1 predicted probabilities are not in"):
-            tables.write_predictions(tmp_path / "bad.parquet", bad)
-
-
-def test_label_and_prediction_columns_are_those_of_meds():
-    meds = pytest.importorskip("meds")
-    theirs = meds.LabelSchema.schema()
-    for field in tables.LABEL_SCHEMA:
-        assert theirs.field(field.name).type == field.type
