@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ehr_core import MISSING, Component, hookimpl
@@ -79,6 +80,17 @@ class TokenizeConfig:
     """Events later than this date are counted as lying in the future. None: later than the dataset, else than now."""
 
 
+@dataclass
+class MakeConfig:
+    """A source's records as a MEDS dataset."""
+
+    defaults: list[Any] = field(default_factory=lambda: [{"source": "synthetic"}, {"executor": "serial"}, "_self_"])
+    source: Any = MISSING
+    executor: Any = MISSING
+    output: Path = MISSING
+    """Folder to make; it must not exist yet, or be empty."""
+
+
 @hookimpl
 def ehr_sources() -> Iterator[Component]:
     yield Component(
@@ -109,9 +121,15 @@ def ehr_tokenizers() -> Iterator[Component]:
 def ehr_commands() -> Iterator[Component]:
     yield Component(
         name="tokenize",
-        target="ehr_tokenize.store.command:tokenize",
+        target="ehr_tokenize.commands:tokenize",
         config=TokenizeConfig,
         summary="Turn a MEDS dataset into a token store",
+    )
+    yield Component(
+        name="make",
+        target="ehr_tokenize.commands:make",
+        config=MakeConfig,
+        summary="Write a source's records as a MEDS dataset and keep it",
     )
     yield Component(
         name="inspect-store",
@@ -127,4 +145,4 @@ def ehr_commands() -> Iterator[Component]:
     )
 
 
-main = program("ehr-tokenize", "ehr-tokenize", "tokenize", "export-hf", inspect="inspect-store")
+main = program("ehr-tokenize", "ehr-tokenize", "tokenize", "make", "export-hf", inspect="inspect-store")

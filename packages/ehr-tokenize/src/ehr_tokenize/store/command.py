@@ -1,4 +1,4 @@
-"""The command ``tokenize``: MEDS dataset to token store, shard by shard, train twice (fit, encode) and the rest once.
+"""MEDS dataset to token store, shard by shard, train twice (fit, encode) and the rest once.
 
 Memory is bounded by a shard (and eight bytes a subject, a few dozen a code and shard). The bytes written depend neither
 on the executor nor on how often the command was killed and started again.
@@ -6,7 +6,6 @@ on the executor nor on how often the command was killed and started again.
 
 import os
 import textwrap
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats.folder import Manifest, digest_of, file_digest, publish, read_json, write_json, write_manifest
 from ehr_core.formats.meds import Shard, shards
-from ehr_core.formats.tokens import FORMAT, TOKENIZER, VERSION, map_arrays
+from ehr_core.formats.tokens import FORMAT, TOKENIZER, VERSION, TokenStore, map_arrays
 from ehr_core.plugins import build, registry
 from ehr_core.progress import Progress
 from ehr_core.protocols import Executor, Tokenizer
@@ -31,9 +30,8 @@ from ehr_tokenize.store.work import Work, working
 _NONE = "nothing"
 
 
-def tokenize(settings: TokenizeConfig) -> int:
-    """Write the token store ``settings.output`` and print what is in it. Raises EhrError."""
-    started = time.perf_counter()
+def tokenize(settings: TokenizeConfig) -> TokenStore:
+    """Write the token store ``settings.output`` and open it. Raises EhrError."""
     if settings.duplicates not in ("keep", "drop"):
         raise ConfigError(f"duplicates is {settings.duplicates!r}; allowed: keep, drop")
     if settings.grow and not settings.fitted:
@@ -43,10 +41,9 @@ def tokenize(settings: TokenizeConfig) -> int:
     output = Path(settings.output)
     executor: Executor = build("executor", settings.executor)
     with working(output) as work:
-        content = Run(settings, work, executor).make()
+        Run(settings, work, executor).make()
         publish(work.store, output)
-    _report(content, output, time.perf_counter() - started)
-    return 0
+    return TokenStore(output)
 
 
 class Run:
@@ -56,8 +53,8 @@ class Run:
         self.settings, self.work, self.executor = settings, work, executor
         self.drop = settings.duplicates == "drop"
 
-    def make(self) -> dict[str, Any]:
-        """Fill ``work.store``, manifest included; returns the manifest's content."""
+    def make(self) -> None:
+        """Fill ``work.store``, manifest included."""
         source = build("source", self.settings.source)
         inputs = self._inputs(dict(source.fingerprint()))
         meds, latest = self._begin(source, inputs)
@@ -74,7 +71,6 @@ class Run:
         plain = self._plain(read_json(self.work.store / TOKENIZER))
         manifest = Manifest(FORMAT, VERSION, _made_by(plain), plain, inputs, content)
         write_manifest(self.work.store, manifest)
-        return content
 
     # -- the beginning
 
@@ -255,22 +251,3 @@ def _refuse_shared_subjects(jobs: list[EncodeJob], subjects: list[np.ndarray]) -
 def _made_by(plain: dict[str, Any]) -> list[str]:
     parts = [("command", "tokenize"), ("source", plain["source"]["name"]), ("tokenizer", plain["tokenizer"]["name"])]
     return sorted({registry().version(kind, name) for kind, name in parts})
-
-
-def _report(content: dict[str, Any], output: Path, seconds: float) -> None:
-    total: Counter[str] = Counter()
-    for counts in content["splits"].values():
-        total.update(counts)
-    known: Counter[str] = Counter()
-    for counts in content["coverage"]["all"].values():
-        known.update(counts)
-    shares = f"UNK {known['unk_events'] / max(known['events'], 1):.2%}"
-    if known["left_out_events"]:
-        shares += f" and left out {known['left_out_events'] / known['events']:.2%}"
-    print(f"{total['events']:,} events of {total['subjects']:,} subjects -> {total['tokens']:,} tokens in {output}")
-    print(f"vocabulary {content['vocabulary_size']:,}, {shares} of events, {seconds:.1f} s")
-    odd: Counter[str] = Counter({"non_finite": total["non_finite"]})
-    for counts in content["treated"].values():
-        odd.update(counts)
-    if any(odd.values()):
-        print("treated: " + ", ".join(f"{name} {count:,}" for name, count in sorted(odd.items()) if count))
