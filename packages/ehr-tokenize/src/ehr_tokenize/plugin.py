@@ -7,6 +7,7 @@ from typing import Any
 
 from ehr_core import MISSING, Component, hookimpl
 from ehr_core.cli import program
+from ehr_core.constants import MEDS_BIRTH
 
 from ehr_tokenize.grammars.settings import GrammarConfig, outcome_codes
 from ehr_tokenize.store.settings import ExportHFConfig, InspectConfig
@@ -48,7 +49,7 @@ class FusedConfig(GrammarConfig):
     """How a bin is named: ``value`` (``LAB//K//value_[3.5,4)``) or ``quantile`` (``LAB//K//Q4``)."""
     min_subjects: int = 1
     """A code that fewer subjects of train have becomes [UNK]. The original uses 1000 on MIMIC-IV."""
-    keep_codes: list[str] = field(default_factory=lambda: ["MEDS_BIRTH", "ADMISSION", "DISCHARGE", *outcome_codes()])
+    keep_codes: list[str] = field(default_factory=lambda: [MEDS_BIRTH, "ADMISSION", "DISCHARGE", *outcome_codes()])
     """Codes that equal one of these, or start with one and ``//``, get a token however rare: outcomes are asked for."""
     birth_event: bool = True
     """Whether MEDS_BIRTH is an event, too, so that a timeline starts at birth."""

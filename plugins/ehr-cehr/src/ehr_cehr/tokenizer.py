@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from ehr_core.constants import DAY_US, HOUR_US
+from ehr_core.constants import DAY_SECONDS, DAY_US, HOUR_US
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import NO_TIME, YEAR_US, Prefix
 from ehr_core.formats.vocabulary import Token
@@ -184,7 +184,7 @@ class Cehr(TimelineTokenizer):
         ranges = self.interval_days()
         bins = sum(quantiles.bin_counts(timeline, self.breaks, size).values(), np.zeros(size, np.int64))
         tokens = [Token(f"BIN:{k}", "quantile", (), int(bins[k])) for k in range(size)]
-        middles = [86_400.0 * _middle(span) for span in ranges.values()]
+        middles = [DAY_SECONDS * _middle(span) for span in ranges.values()]
         tokens += self.fit_intervals(join(p.intervals for p in found), list(ranges), middles)
         if settings.stay_hours:  # an hour of the day is no time that passes
             tokens += [Token(f"i-H{hour}", "hour", (), fixed[f"i-H{hour}"]) for hour in range(HOURS)]

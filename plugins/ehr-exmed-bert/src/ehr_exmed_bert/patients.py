@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from ehr_core.constants import SPLITS
+from ehr_core.constants import MEDS_BIRTH, SPLITS
 from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
 from ehr_core.formats.folder import file_digest
 from ehr_core.progress import Progress
@@ -56,7 +56,6 @@ KEYS = frozenset({
     *(name for _, names, dates in EVENTS for name in (*names, dates)),
 })  # fmt: skip
 """What a patient may have. Others are ignored and counted, or refused when they look like one of these."""
-BIRTH = "MEDS_BIRTH"
 SCHEMA: dict[str, Any] = {
     "subject_id": pl.Int64,
     "time": pl.Datetime("us"),
@@ -207,7 +206,7 @@ def read_patient(patient: Mapping[str, Any], subject: int, rows: Rows, where: st
             time = _birth(patient[name], name)
             if time is None:
                 raise DataError(f"{where}: {name} is not {'a year' if name == 'birth_year' else FORMS}")
-            rows.add(subject, time, BIRTH)
+            rows.add(subject, time, MEDS_BIRTH)
             break
     for prefix, names, dates in EVENTS:
         for name in names:

@@ -10,14 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import polars as pl
+from ehr_core.constants import MEDS_BIRTH, MEDS_DEATH
 from ehr_core.errors import DataError
 from ehr_tokenize.sources.record_files import Batch, Table, batches
 from ehr_tokenize.sources.to_meds import EVENTS
 
 from ehr_omop.concepts import Concepts
 from ehr_omop.plugin import OmopConfig
-
-BIRTH, DEATH = "MEDS_BIRTH", "MEDS_DEATH"
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ def _death(batch: Batch, concepts: Concepts) -> Iterator[pl.DataFrame]:
     cause = concepts.find(batch.integer("cause_concept_id"))
     because = _event(batch, time, "CAUSE_OF_DEATH//" + cause, cause)
     yield because.filter(because["code"].is_not_null() & time.is_not_null())
-    yield _event(batch, time, pl.repeat(DEATH, len(batch), dtype=pl.String, eager=True))
+    yield _event(batch, time, pl.repeat(MEDS_DEATH, len(batch), dtype=pl.String, eager=True))
 
 
 # -- persons
@@ -216,7 +215,7 @@ def persons(table: Table, concepts: Concepts) -> Iterator[pl.DataFrame]:
             known = concepts.find(batch.integer(f"{kind}_concept_id"))
             static = _event(batch, nowhen, _first(known, pl.lit(f"{kind.upper()}//") + source))
             yield static.filter(static["code"].is_not_null()).with_columns(pl.lit(True).alias("static"))
-        yield _event(batch, _births(batch), pl.repeat(BIRTH, len(batch), dtype=pl.String, eager=True))
+        yield _event(batch, _births(batch), pl.repeat(MEDS_BIRTH, len(batch), dtype=pl.String, eager=True))
 
 
 def _births(batch: Batch) -> pl.Series:

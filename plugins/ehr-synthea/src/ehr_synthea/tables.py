@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import polars as pl
+from ehr_core.constants import MEDS_BIRTH
 from ehr_core.errors import DataError
 from ehr_tokenize.sources.record_files import Batch, Table, batches
 
@@ -118,7 +119,7 @@ def _events(batch: Batch, step: Step, settings: SyntheaConfig) -> Iterator[pl.Da
     if step.kind == "person":
         for static in _statics(batch):
             yield pl.DataFrame([rows, static, _nowhen(batch), pl.repeat(True, len(batch), eager=True).alias("static")])
-        yield _event(rows, batch.time("birthdate"), pl.repeat("MEDS_BIRTH", len(batch), dtype=pl.String, eager=True))
+        yield _event(rows, batch.time("birthdate"), pl.repeat(MEDS_BIRTH, len(batch), dtype=pl.String, eager=True))
         return
     if step.kind == "death":
         dead = _event(rows, batch.time("deathdate"), pl.repeat("MEDS_DEATH", len(batch), dtype=pl.String, eager=True))

@@ -9,9 +9,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from ehr_core.constants import DAY_SECONDS, DAY_US, SECOND_US
 
-SECOND = 1_000_000
-DAY_SECONDS = 86_400
 QUARTILES = ("min", "q1", "median", "q3", "max")
 
 
@@ -35,9 +34,9 @@ class Lengths:
 
 def measure(token_N: np.ndarray, gap_N: np.ndarray, count_N: np.ndarray, size: int) -> Lengths:
     """Lengths from the gaps in microseconds, each of which became ``count_N`` times a token (of ``size`` there are)."""
-    seconds_N = gap_N // SECOND
+    seconds_N = gap_N // SECOND_US
     # Float64 weights are exact here, as sums stay below 2**53.
-    weights = (count_N, seconds_N, gap_N - seconds_N * SECOND)
+    weights = (count_N, seconds_N, gap_N - seconds_N * SECOND_US)
     count, seconds, rest = (np.bincount(token_N, weight, size).astype(np.int64) for weight in weights)
     each_N = np.floor_divide(seconds_N, count_N, out=seconds_N, where=count_N > 1)
     short_N = each_N < DAY_SECONDS
@@ -84,7 +83,7 @@ def means(lengths: Lengths, names: Sequence[str], middle_I: Sequence[float]) -> 
     columns = (lengths.count_I, lengths.seconds_I, lengths.rest_I)
     found = zip(names, *(column.tolist() for column in columns), middle_I, strict=True)
     return {
-        name: (seconds + rest / SECOND) / count if count else middle for name, count, seconds, rest, middle in found
+        name: (seconds + rest / SECOND_US) / count if count else middle for name, count, seconds, rest, middle in found
     }
 
 
@@ -116,13 +115,13 @@ class Spacing:
 
     def days(self) -> dict[str, list[float | None]]:
         """Per token the shortest and longest gap in days; None: no longest."""
-        lower = (self.bounds / 86_400_000_000).tolist()
+        lower = (self.bounds / DAY_US).tolist()
         return {name: [low, high] for name, low, high in zip(self.names, lower, [*lower[1:], None], strict=True)}
 
     def middles(self) -> list[float]:
         """Per token the middle of its range in seconds; of the last one its lower bound."""
         low, high = self.bounds, np.append(self.bounds[1:], self.bounds[-1])
-        return ((low + high) / (2 * SECOND)).tolist()  # type: ignore[no-any-return]
+        return ((low + high) / (2 * SECOND_US)).tolist()  # type: ignore[no-any-return]
 
     def find(self, gap_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N,) index of the token (-1: none) and (N,) how many of it."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from ehr_core.config import nearest
+from ehr_core.constants import DAY_US, HOUR_US, SECOND_US
 from ehr_core.errors import ConfigError
 from ehr_core.formats.tokens import NO_TIME
 
@@ -23,8 +24,6 @@ from ehr_tokenize.prepare.code_systems import SYSTEMS, clean, read_mapping, tabl
 from ehr_tokenize.prepare.rules import Made, Rule
 from ehr_tokenize.prepare.settings import MappingConfig, PrepareConfig, RuleConfig
 
-DAY = 86_400_000_000
-HOUR = DAY // 24
 LONGEST = 1_000_000
 """Hours, more than a century, that an event may be delayed."""
 
@@ -117,9 +116,9 @@ class Preparation:
         rows = arrays.records(events)
         late, delay, order = tuple(self._settings.end_of_day), self._settings.delay_hours, self._settings.order
         timed_N = rows.time_N != NO_TIME
-        late_N = rows.per_code(lambda code: code.startswith(late), bool)[rows.code_N] & (rows.time_N % DAY == 0)
-        more_C = rows.per_code(lambda code: _longest(delay, code, 0.0) * HOUR, np.int64)
-        moved_N = np.where(late_N, DAY - 1_000_000, 0) + more_C[rows.code_N]
+        late_N = rows.per_code(lambda code: code.startswith(late), bool)[rows.code_N] & (rows.time_N % DAY_US == 0)
+        more_C = rows.per_code(lambda code: _longest(delay, code, 0.0) * HOUR_US, np.int64)
+        moved_N = np.where(late_N, DAY_US - SECOND_US, 0) + more_C[rows.code_N]
         time_N = np.where(timed_N, rows.time_N + moved_N, rows.time_N)
         rank = {prefix: place for place, prefix in enumerate(order) if prefix != "*"}
         others = order.index("*") if "*" in order else len(order)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from ehr_core.errors import ConfigError
+from ehr_core.hashing import hash_ids
 
 
 def shares_of(train: float, tuning: float, held_out: float) -> tuple[float, float, float]:
@@ -18,14 +19,8 @@ def shares_of(train: float, tuning: float, held_out: float) -> tuple[float, floa
 
 
 def split_of(subject_id_S: np.ndarray, seed: int, shares: tuple[float, float, float]) -> np.ndarray:
-    """(S,) 0 for train, 1 for tuning, 2 for held_out: splitmix64 of id and seed, as a number in [0, 1)."""
-    key = np.random.SeedSequence(abs(seed)).generate_state(1, np.uint64)[0]
-    with np.errstate(over="ignore"):  # splitmix64 is arithmetic modulo 2**64
-        x = (subject_id_S.astype(np.uint64) ^ key) + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x ^= x >> np.uint64(31)
-    place_S = (x >> np.uint64(11)).astype(np.float64) / 2.0**53
+    """(S,) 0 for train, 1 for tuning, 2 for held_out: a hash of id and seed, as a number in [0, 1)."""
+    place_S = (hash_ids(subject_id_S, seed) >> np.uint64(11)).astype(np.float64) / 2.0**53
     # With a held_out share of 0 the second bound must be above every place, also after rounding.
     bounds = [shares[0], shares[0] + shares[1] if shares[2] else 1.0]
     return np.searchsorted(bounds, place_S, side="right")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ehr_core.constants import SPLITS
+from ehr_core.constants import DAY_US, SPLITS
 from ehr_core.errors import ConfigError
 from ehr_core.formats.folder import read_json
 from ehr_core.formats.tokens import TOKENIZER, TokenStore, TokenTable, prefix_tokens
@@ -22,7 +22,6 @@ from ehr_tokenize.store import pictures
 from ehr_tokenize.store.settings import InspectConfig
 from ehr_tokenize.store.treated import NAMES
 
-DAY_US = 86_400_000_000
 MOST_TOKENS = 400
 """Tokens of a timeline that are written out."""
 

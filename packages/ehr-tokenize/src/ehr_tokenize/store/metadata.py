@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from ehr_core.constants import DAY_SECONDS, SECOND_US
 from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats.folder import read_json
 
@@ -56,7 +57,7 @@ def _microseconds(text: str) -> int:
     found = datetime.fromisoformat(text)
     found = found if found.tzinfo else found.replace(tzinfo=UTC)
     passed = found - EPOCH
-    return (passed.days * 86_400 + passed.seconds) * 1_000_000 + passed.microseconds
+    return (passed.days * DAY_SECONDS + passed.seconds) * SECOND_US + passed.microseconds
 
 
 def check_splits(meds: Path, shards: Iterable[tuple[str, Path, np.ndarray]]) -> int:

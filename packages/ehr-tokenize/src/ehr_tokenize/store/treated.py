@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+from ehr_core.constants import MEDS_BIRTH
 from ehr_core.formats.tokens import NO_TIME
 
-BIRTH = "MEDS_BIRTH"
 LONG_CODE = 256
 """Bytes from which on a code is counted as a long one; it may be a free text that should not be there."""
 NAMES = {
@@ -51,7 +51,7 @@ def _repeated(events: pl.DataFrame) -> int:
 
 def _before_birth(events: pl.DataFrame, time_N: np.ndarray) -> int:
     """Events before the subject's first MEDS_BIRTH that has a time."""
-    birth_N = (events["code"] == BIRTH).to_numpy() & (time_N != NO_TIME)
+    birth_N = (events["code"] == MEDS_BIRTH).to_numpy() & (time_N != NO_TIME)
     if not birth_N.any():
         return 0
     id_N = events["subject_id"].to_numpy()

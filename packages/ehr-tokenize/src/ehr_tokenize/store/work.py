@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ehr_core.errors import ConfigError, DataError, EhrError, FormatError, NotApplicable
+from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
 from ehr_core.formats.folder import MANIFEST, check_free, read_json, write_json
-from filelock import FileLock, Timeout
+from ehr_core.locks import held
 
 
 @dataclass(frozen=True)
@@ -102,24 +102,16 @@ def working(output: Path) -> Iterator[Work]:
     if (output / MANIFEST).is_file() and (work.folder / "state.json").is_file() and not work.store.exists():
         shutil.rmtree(work.folder)  # the attempt that made the output was killed while it tidied up
     check_free(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output.with_name(f"{output.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise EhrError(f"another process is making {output}; wait for it, or give another output") from None
     finished = False
-    try:
-        check_free(output)  # it may have been finished between the two
-        work.store.mkdir(parents=True, exist_ok=True)
-        yield work
-        finished = True
-    except (ConfigError, DataError, FormatError, NotApplicable) as error:
-        finished = not isinstance(error, Unfinished)
-        raise
-    finally:
-        if finished:
-            shutil.rmtree(work.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # an open file cannot be removed everywhere
-            Path(lock.lock_file).unlink()
-        lock.release()
+    with held(output, "making"):
+        try:
+            check_free(output)  # it may have been finished between the two
+            work.store.mkdir(parents=True, exist_ok=True)
+            yield work
+            finished = True
+        except (ConfigError, DataError, FormatError, NotApplicable) as error:
+            finished = not isinstance(error, Unfinished)
+            raise
+        finally:
+            if finished:
+                shutil.rmtree(work.folder, ignore_errors=True)
