@@ -145,11 +145,11 @@ def train(bench: Bench, name: str, settings: Any, batch_rows: int, vocabulary: i
 
     def make() -> tuple[Callable[[], Any], Row]:
         model = build("model", settings, vocabulary_size=vocabulary, columns=[]).to(bench.device).train()
+        codes = range(vocabulary - len(SPECIALS))
+        words = Vocabulary.build([Token(f"CODE//{number}", "code") for number in codes])
         wanted: Any = NextTokenConfig() if model.causal else MaskedConfig()
         objective = (
-            build("objective", wanted, width=settings.width, vocabulary=Vocabulary.build([]), question=None)
-            .to(bench.device)
-            .train()
+            build("objective", wanted, width=settings.width, vocabulary=words, question=None).to(bench.device).train()
         )
         batch = packed(batch_rows, settings.context_length, windows, vocabulary, bench.device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

@@ -42,7 +42,7 @@ def test_the_plugin_is_found(built):
 def test_the_plugin_passes_its_own_tests(built):
     folder, site = built
     said = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], folder, site)
-    assert re.search(r"\b4 passed", said), said
+    assert re.search(r"\b5 passed", said), said
 
 
 def test_the_tree_on_the_page_names_the_files_that_are_shown(built):

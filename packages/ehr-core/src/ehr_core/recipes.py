@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ehr_core.errors import ConfigError, FormatError
 
@@ -53,6 +52,8 @@ def _choice(override: str, groups: Mapping[str, Sequence[str]]) -> Iterator[str]
     if key not in groups or not value.startswith("{"):
         yield override
         return
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # a command that is listed needs no Hydra
+
     found = OverridesParser.create().parse_override(override).value()
     if not isinstance(found, dict) or "name" not in found:
         yield override

@@ -13,8 +13,9 @@ from ehr_core.formats.folder import replacing
 def read_table(path: Path) -> pa.Table:
     """A ``.parquet`` or ``.csv`` file. Raises FormatError that names the file when it is missing or damaged."""
     try:
-        # A file object, because a path may hold signs that Arrow would take for a pattern or an address.
-        with path.open("rb") as file:
+        # An open file, because a path may hold signs that Arrow would take for a pattern or an address; one of Arrow's
+        # own, because buffers of a Python file may be freed on a thread of Arrow's when Python is gone, which aborts.
+        with pa.OSFile(str(path)) as file:
             return pa.csv.read_csv(file) if path.suffix == ".csv" else pq.read_table(file)
     except FileNotFoundError:
         raise FormatError(f"{path} is missing") from None
