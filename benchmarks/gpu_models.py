@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from ehr_core import config
 from ehr_core.batch import Batch
-from ehr_core.formats.vocabulary import Token, Vocabulary
+from ehr_core.formats.vocabulary import SPECIALS, Token, Vocabulary
 from ehr_core.plugins import build
 from ehr_models.bert_settings import BertConfig
 from ehr_models.generation.engine import Engine
