@@ -22,6 +22,7 @@ from ehr_core.formats.folder import Manifest, read_json, write_json, write_manif
 from ehr_core.formats.labels import read_labels
 from ehr_core.formats.vocabulary import Vocabulary
 from ehr_core.outcomes import BINARY, KINDS
+from ehr_core.plugin import MedsConfig
 
 SCHEMA = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
 START = datetime(2020, 1, 1)
@@ -33,7 +34,8 @@ def day(number):
 
 def frame(rows):
     """Events from rows (subject, day or None, code[, value])."""
-    return pl.DataFrame([(s, day(t), c, *(v or (None,))) for s, t, c, *v in rows], SCHEMA, orient="row")
+    found = pl.DataFrame([(s, day(t), c, *(v or (None,))) for s, t, c, *v in rows], SCHEMA, orient="row")
+    return found.sort("subject_id", "time", nulls_last=False, maintain_order=True)
 
 
 def write_meds(folder: Path, **splits) -> Path:
@@ -66,25 +68,6 @@ def cohort(subjects, seed):
             start += 4 + float(rng.integers(5, 60))
     rows.append((subjects[0], 400.0, "CLINIC"))
     return frame(rows)
-
-
-@dataclass
-class FolderConfig:
-    """A MEDS dataset that is there already."""
-
-    name: str = "meds"
-    path: str = "???"
-
-
-class FolderSource:
-    def __init__(self, settings):
-        self.path = Path(settings.path)
-
-    def provide(self, output, executor):
-        return self.path
-
-    def fingerprint(self):
-        return {"path": "same"}
 
 
 @dataclass
@@ -179,11 +162,7 @@ class Refusing:
 def _parts_module():
     spec = importlib.machinery.ModuleSpec("ehr_eval_test_parts", None)
     module = importlib.util.module_from_spec(spec)
-    module.__dict__.update({part.__name__: part for part in (FolderSource, Steady, Hungry, Refusing, tokenize)})
-
-    @hookimpl
-    def ehr_sources():
-        yield Component(name="meds", target="ehr_eval_test_parts:FolderSource", config=FolderConfig)
+    module.__dict__.update({part.__name__: part for part in (Steady, Hungry, Refusing, tokenize)})
 
     @hookimpl
     def ehr_predictors():
@@ -197,7 +176,7 @@ def _parts_module():
     def ehr_commands():
         yield Component(name="tokenize", target="ehr_eval_test_parts:tokenize", config=TokenizeConfig)
 
-    module.ehr_sources, module.ehr_predictors, module.ehr_commands = ehr_sources, ehr_predictors, ehr_commands
+    module.ehr_predictors, module.ehr_commands = ehr_predictors, ehr_commands
     return module
 
 
@@ -210,7 +189,7 @@ def parts(monkeypatch):
     monkeypatch.setattr(ehr_core.plugins, "registry", lambda: found)
     monkeypatch.setattr(ehr_core.config, "registry", lambda: found)
     return types.SimpleNamespace(
-        source=FolderConfig,
+        source=MedsConfig,
         steady=PredictorConfig,
         hungry=RunPredictorConfig,
         refusing=RefusingConfig,
