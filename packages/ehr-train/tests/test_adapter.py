@@ -255,7 +255,6 @@ def test_what_cannot_be_adapted_is_one_clear_line(job, base, tiny, store, tmp_pa
     refused("targets is 'heads'", adapter={"name": "lora", "targets": "heads"})
     quick = TrainConfig(batch_size=8, max_steps=2)
     plain = TrainJob(str(store), str(tmp_path / "tiny"), tiny.TinyConfig(), tiny.TinyNextConfig(), train=quick)
-    refused("model 'tiny' offers no adapters", start=str(train(plain, 1)))
     shape = from_plain("model", Run(base).settings["model"])
     experts = dataclasses.replace(plain, model=dataclasses.replace(shape, num_experts=2), output=str(tmp_path / "moe"))
     experts = dataclasses.replace(experts, objective=from_plain("objective", {"name": "next_token"}))
@@ -269,6 +268,14 @@ def test_what_cannot_be_adapted_is_one_clear_line(job, base, tiny, store, tmp_pa
     refused(
         "is an adapter for a base with weights", FormatError, start=str(other), adapter=str(quick_adapter / "adapter")
     )
+
+
+def test_a_model_that_knows_nothing_of_adapters_gets_one(job, tiny, store, tmp_path):
+    quick = TrainConfig(batch_size=8, max_steps=2)
+    plain = TrainJob(str(store), str(tmp_path / "tiny"), tiny.TinyConfig(), tiny.TinyNextConfig(), train=quick)
+    path = train(dataclasses.replace(job, start=str(train(plain, 1)), train=quick), 1)
+    number = read_json(path / "metadata.json")["parameters"]
+    assert 0 < number["adapter"] == number["trainable"] - HEAD < number["frozen"]
 
 
 def test_a_job_with_an_adapter_survives_the_way_through_json(job):
