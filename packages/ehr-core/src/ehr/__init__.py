@@ -31,6 +31,7 @@ FUNCTIONS: dict[str, tuple[str, str, str]] = {
     "report": ("ehr-eval", "ehr_eval:report", "report"),
     "benchmark": ("ehr-eval", "ehr_eval:benchmark", "benchmark"),
     "run": ("ehr-train", "ehr_train.runner.command:run", "train"),
+    "represent": ("ehr-train", "ehr_train.runner.represent:represent", "represent"),
     "generate": ("ehr-train", "ehr_train.runner.generate:generate", "generate"),
 }
 """Name to the distribution that has it, where it is, and the command whose settings it takes."""

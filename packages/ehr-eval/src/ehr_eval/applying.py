@@ -1,6 +1,7 @@
 """Apply what was fitted: to the other splits of its labels, to another site, to new patients. Nothing is trained."""
 
 import contextlib
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -136,7 +137,8 @@ def token_store(source: Any, tokenizer: Path | None, given: Path | str | None) -
         composed["source"] = source
         composed["fitted"] = str(tokenizer)
         composed["output"] = str(store)
-        plugins.registry().load("command", "tokenize")(config.to_settings(composed))
+        with contextlib.redirect_stdout(sys.stderr):  # what the command says is no part of our result
+            plugins.registry().load("command", "tokenize")(config.to_settings(composed))
         yield store
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ehr_core import Component, hookimpl
 from ehr_core.outcomes import BINARY, KINDS
 
-from ehr_train.runner.settings import RunnerConfig
+from ehr_train.runner.settings import GenerateConfig, RepresentConfig, RunnerConfig
 from ehr_train.settings import (
     DdpConfig,
     DirectConfig,
@@ -77,4 +77,16 @@ def ehr_commands() -> Iterator[Component]:
         target="ehr_train.runner.command:main",
         config=RunnerConfig,
         summary="Any MEDS dataset to a trained and evaluated model; with no arguments, the demo on a synthetic cohort",
+    )
+    yield Component(
+        name="generate",
+        target="ehr_train.runner.generate:main",
+        config=GenerateConfig,
+        summary="Futures of patients, drawn from a trained run",
+    )
+    yield Component(
+        name="represent",
+        target="ehr_train.runner.represent:main",
+        config=RepresentConfig,
+        summary="Hidden states of patients, from a trained run",
     )

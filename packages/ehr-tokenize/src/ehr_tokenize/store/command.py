@@ -4,6 +4,7 @@ Memory is bounded by a shard (and eight bytes a subject, a few dozen a code and 
 on the executor nor on how often the command was killed and started again.
 """
 
+import dataclasses
 import os
 import textwrap
 from collections import Counter
@@ -36,7 +37,10 @@ def tokenize(settings: TokenizeConfig) -> TokenStore:
         raise ConfigError(f"duplicates is {settings.duplicates!r}; allowed: keep, drop")
     if settings.grow and not settings.fitted:
         raise ConfigError("grow=true needs the tokenizer that is to grow: give fitted=STORE")
-    if settings.fitted:
+    if settings.fitted and not dataclasses.is_dataclass(settings.tokenizer):  # none was named beside it
+        kept = load_tokenizer(Path(settings.fitted)).settings
+        settings = dataclasses.replace(settings, tokenizer=kept)
+    elif settings.fitted:
         _refuse_other_settings(to_plain(settings.tokenizer), settings.fitted)
     output = Path(settings.output)
     executor: Executor = build("executor", settings.executor)

@@ -7,6 +7,7 @@ from typing import Any
 from ehr_core import MISSING
 from ehr_core.plugins import default_choices
 from ehr_eval.settings import FeaturesConfig, ScoringConfig
+from ehr_models.generation.settings import GenerationConfig
 
 from ehr_train.settings import TrainConfig
 
@@ -91,3 +92,39 @@ class RunnerConfig:
     """Folder for finished stages. None: OUTPUT/stages, or outputs/stages when no output is given."""
     dry_run: bool = False
     """Check everything, say what would run and how long it would take, and stop."""
+
+
+@dataclass
+class SamplesConfig:
+    """Which patients of which records, and when."""
+
+    defaults: list[Any] = field(default_factory=lambda: ["_self_", *default_choices({"source": "meds"})])
+    source: Any = MISSING
+    run: Path = MISSING
+    """A finished run folder."""
+    labels: Path | None = None
+    """Whom and when: labels, or subjects and times without an outcome, as a folder or a file. None: everyone, at the
+    last event."""
+    splits: list[str] = field(default_factory=lambda: ["train", "tuning", "held_out"])
+    """Splits to take samples from."""
+    device: str = "auto"
+    """auto (a GPU when there is one), cpu or cuda."""
+    output: Path = MISSING
+    """Folder to make."""
+
+
+@dataclass
+class GenerateConfig(SamplesConfig):
+    """Draw futures of patients from a trained run. A folder that was begun is gone on with."""
+
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+
+@dataclass
+class RepresentConfig(SamplesConfig):
+    """Hidden states of patients from a trained run."""
+
+    layer: int = -1
+    """-1: what the model's head sees; 0, 1, ...: the output of a block."""
+    pooling: str = "last"
+    """``last`` (the last visible token) or ``mean`` (over all that is visible)."""

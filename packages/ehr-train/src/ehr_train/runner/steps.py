@@ -68,7 +68,7 @@ class Tokens:
 
 def tokenize_records(output: Path, settings: Tokens, *, meds: Path, fitted: Path | None = None, free: Any) -> None:
     """The token store, fitted on the train split or with a fitted tokenizer; goes on after a kill."""
-    from ehr_tokenize.store.command import tokenize
+    from ehr_tokenize import tokenize
 
     chosen = {} if settings.tokenizer is None else {"tokenizer": settings.tokenizer}
     source = MedsConfig(path=meds)

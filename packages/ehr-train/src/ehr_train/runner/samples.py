@@ -1,0 +1,54 @@
+"""Records and samples as a trained run reads them: tokenized with its tokenizer, for the time being."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ehr_core.constants import SPLITS
+from ehr_core.errors import ConfigError, DataError
+from ehr_core.formats.labels import Labels
+from ehr_core.formats.run import Run
+from ehr_core.formats.tokens import TokenStore
+from ehr_eval.applying import last_events
+from ehr_eval.datasets import provided, with_all_splits
+from ehr_eval.user_labels import read_user_labels
+from ehr_tokenize import TokenizeConfig, tokenize
+
+
+@contextlib.contextmanager
+def opened(run: Run, source: Any, labels: Path | None, splits: list[str]) -> Iterator[tuple[TokenStore, Labels]]:
+    """The records of a source's settings as tokens, and the samples of the splits: labels, or everyone's last event.
+
+    Raises ConfigError, before any work, for splits that there are none of; DataError where no sample is left.
+    """
+    if wrong := [split for split in splits if split not in SPLITS]:
+        raise ConfigError(f"splits has {wrong[0]!r}; allowed: {', '.join(SPLITS)}")
+    with (
+        with_all_splits(source) as whole,
+        provided(whole) as dataset,
+        tempfile.TemporaryDirectory(prefix="ehr-train-") as scratch,
+    ):
+        samples = _samples(labels, dataset.path)
+        tables = {split: table for split, table in samples.tables.items() if split in splits and len(table)}
+        if not tables:
+            raise DataError(f"there is no sample in the splits {', '.join(splits)}")
+        output = Path(scratch) / "store"
+        store = tokenize(TokenizeConfig(source=whole, fitted=run.tokenizer, output=output, executor=_serial()))
+        yield store, Labels(samples.name, samples.question, tables, samples.content)
+
+
+def _samples(labels: Path | None, meds: Path) -> Labels:
+    if labels is None:
+        return last_events(meds, "now")
+    found = read_user_labels(labels, meds, fit=False)
+    if len(found) > 1:
+        raise ConfigError(f"labels={labels} has the tasks {', '.join(found)}; give the folder of one")
+    return next(iter(found.values()))
+
+
+def _serial() -> Any:
+    from ehr_core.plugin import SerialConfig
+
+    return SerialConfig()
