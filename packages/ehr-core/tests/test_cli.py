@@ -108,4 +108,15 @@ def test_a_script_may_call_a_command_by_a_word_of_its_own(monkeypatch, capsys):
     assert SEEN[-1].seed == 5
     monkeypatch.setattr(sys, "argv", ["tool", "nonsense"])
     assert cli.program("tool", "ehr-core", "", look="look-at")() == 2
-    assert "'nonsense' is not one of look" in capsys.readouterr().err
+    assert capsys.readouterr().err == "tool: error: 'nonsense' is no command. Commands: look.\n"
+
+
+def test_help_of_a_script_lists_its_commands_by_their_words(monkeypatch, capsys):
+    summary = cli.registry().get("command", "look-at").summary
+    for default in ("", "plain"):
+        monkeypatch.setattr(sys, "argv", ["tool", "--help"])
+        assert cli.program("tool", "ehr-core", default, "absent", look="look-at")() == 0
+        said = capsys.readouterr().out
+        assert said.startswith("usage: tool ")
+        assert f"  look  {summary}" in said
+        assert "absent" not in said

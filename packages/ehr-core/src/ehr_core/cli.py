@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _ehr(arguments: list[str]) -> int:
     commands = registry().components["command"]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE + "\n".join(f"  {c.name:<12} {c.summary}" for c in commands.values()))
+        print(USAGE + _listed({name: component.summary for name, component in commands.items()}))
         return 0
     first, *rest = arguments
     if first in ("-V", "--version"):
@@ -47,6 +47,11 @@ def _ehr(arguments: list[str]) -> int:
     if first not in commands:
         raise ConfigError(f"no command is named {first!r}. Commands: plugins, {', '.join(sorted(commands))}.")
     return run(f"ehr {first}", first, rest)
+
+
+def _listed(summaries: dict[str, str]) -> str:
+    width = max(map(len, summaries), default=0)
+    return "\n".join(f"  {name:<{width}}  {summary}" for name, summary in summaries.items())
 
 
 def show_plugins(arguments: list[str]) -> int:
@@ -88,18 +93,32 @@ def program(name: str, distribution: str, default: str, *others: str, **words: s
 
     def entry() -> int:
         arguments = sys.argv[1:]
+        asks_help = arguments[:1] in (["-h"], ["--help"])
         if arguments[:1] in (["-V"], ["--version"]):
             print(f"{distribution} {installed_version(distribution)}")
             return 0
         command = chosen[arguments.pop(0)] if arguments[:1] and arguments[0] in chosen else default
+        if not command and asks_help:
+            print(f"usage: {name} COMMAND [key=value ...]    ({name} COMMAND --help: its settings)\n\n{_words(chosen)}")
+            return 0
         if not command:
-            word = f"{arguments[0]!r} is not one of" if arguments and "=" not in arguments[0] else "say one of"
-            helping = arguments[:1] in ([], ["-h"], ["--help"])
-            print(f"{'usage: ' if helping else ''}{name}: {word} {', '.join(chosen)}", file=sys.stderr)
-            return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-        return guarded(name, lambda rest: run(name, command, rest), arguments)
+            wrong = (
+                f"{arguments[0]!r} is no command" if arguments and "=" not in arguments[0] else "a command is missing"
+            )
+            print(f"{name}: error: {wrong}. Commands: {', '.join(chosen)}.", file=sys.stderr)
+            return 2
+        status = guarded(name, lambda rest: run(name, command, rest), arguments)
+        if asks_help and len(chosen) > 1:
+            print(f"\n{name} COMMAND [key=value ...] for others:\n{_words(chosen, but=default)}")
+        return status
 
     return entry
+
+
+def _words(chosen: dict[str, str], but: str = "") -> str:
+    """The commands of a script that are installed, with what they do."""
+    found = registry().components["command"]
+    return _listed({w: found[command].summary for w, command in chosen.items() if command in found and command != but})
 
 
 def run(name: str, command: str, arguments: list[str]) -> int:

@@ -238,10 +238,9 @@ def component_settings(kind: str, value: Any) -> Any:
 def describe(command: str) -> str:
     """The help text of a command: groups with their options, then every setting with its default, as YAML."""
     config = compose(command, [])
-    used = set(config) | {"train"}
     lines = ["Groups (choose with group=name, several with group=[a,b]):"]
     for group, names in sorted(options().items()):
-        if group in used:
+        if group in config:
             lines.append(f"  {group:<11} {', '.join(names)}")
     lines += ["", "Settings and defaults (override with key=value; ??? must be given):"]
     lines += [f"  {line}" for line in OmegaConf.to_yaml(config).rstrip().splitlines()]
