@@ -2,9 +2,11 @@
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import yaml
 from ehr_core import Component, cli, config, hookimpl, plugins
 from ehr_core.errors import ConfigError
 from omegaconf import MISSING
@@ -20,6 +22,7 @@ class LookConfig:
     store: str = MISSING
     folder: str | None = None
     show_subject: int | None = None
+    place: Path | None = None
 
 
 @dataclass
@@ -109,6 +112,12 @@ def test_a_script_may_call_a_command_by_a_word_of_its_own(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tool", "nonsense"])
     assert cli.program("tool", "ehr-core", "", look="look-at")() == 2
     assert capsys.readouterr().err == "tool: error: 'nonsense' is no command. Commands: look.\n"
+
+
+def test_settings_are_printed_as_yaml_that_can_be_read(capsys):
+    cli.run("look", "look-at", ["--cfg", "store=a/b", "place=/c"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["store"], printed["place"]) == ("a/b", "/c")
 
 
 def test_help_of_a_script_lists_its_commands_by_their_words(monkeypatch, capsys):

@@ -147,9 +147,7 @@ def run(name: str, command: str, arguments: list[str]) -> int:
         return _multirun(name, command, overrides)
     composed = config.compose(command, overrides)
     if "--cfg" in arguments:
-        from omegaconf import OmegaConf
-
-        print(OmegaConf.to_yaml(composed), end="")
+        print(config.as_yaml(composed), end="")
         return 0
     result = component.load()(config.to_settings(composed))
     return result if isinstance(result, int) else 0

@@ -199,6 +199,11 @@ def to_plain(settings: Any) -> Any:
     return str(settings) if isinstance(settings, Path) else settings
 
 
+def as_yaml(config: DictConfig) -> str:
+    """The composed config as YAML, paths as text; what is missing stays ``???``."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_plain(OmegaConf.to_container(config))))
+
+
 def from_plain(kind: str, found: dict[str, Any]) -> Any:
     """Settings of a component from JSON values (a manifest's); unknown keys raise ConfigError."""
     config = registry().get(kind, found["name"]).config
@@ -243,5 +248,5 @@ def describe(command: str) -> str:
         if group in config:
             lines.append(f"  {group:<11} {', '.join(names)}")
     lines += ["", "Settings and defaults (override with key=value; ??? must be given):"]
-    lines += [f"  {line}" for line in OmegaConf.to_yaml(config).rstrip().splitlines()]
+    lines += [f"  {line}" for line in as_yaml(config).rstrip().splitlines()]
     return "\n".join(lines)

@@ -5,6 +5,7 @@ positives), ``differences`` (paired: first minus second) and ``ceilings`` (the s
 to the true probabilities in the kind's `MAIN` metric). The predictor called ``ceiling`` is that truth itself.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
@@ -159,7 +160,7 @@ def read_samples(founds: list[Found], split: str) -> dict[str, Sample]:
         sample = _sample(part.table, part.label, part.prediction, question)
         if len(tuning) and split != "tuning":
             other = _sample(tuning.table, tuning.label, tuning.prediction, question)
-            sample = Sample(*(getattr(sample, n) for n in _FIELDS), tuning=other)
+            sample = dataclasses.replace(sample, tuning=other)
         if samples:
             _check_same_rows(next(iter(samples.values())), sample, founds[0], found, split)
         samples[found.predictor] = sample
@@ -168,9 +169,6 @@ def read_samples(founds: list[Found], split: str) -> dict[str, Sample]:
     if truth is not None and len(first):
         samples[CEILING] = Sample(first.question, first.label, truth, first.subject_N, first.time_N)
     return samples
-
-
-_FIELDS = ("question", "label", "prediction", "subject_N", "time_N")
 
 
 def _sample(table: Any, label: np.ndarray, prediction: np.ndarray, question: Question) -> Sample:

@@ -69,9 +69,9 @@ class TokenizeConfig:
     source: Any = MISSING
     tokenizer: Any = MISSING
     executor: Any = MISSING
-    output: str = MISSING
+    output: Path = MISSING
     """Folder to make; it must not exist yet, or be empty."""
-    fitted: str | None = None
+    fitted: Path | None = None
     """Folder with a fitted tokenizer (a token store, or RUN/tokenizer) to use unchanged instead of ``tokenizer``."""
     grow: bool = False
     """Whether the tokenizer of ``fitted`` takes up the codes that are new in this train split, after its own."""

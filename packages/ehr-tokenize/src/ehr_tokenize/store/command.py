@@ -25,7 +25,15 @@ from ehr_core.protocols import Executor, Tokenizer
 from ehr_tokenize.fit import summaries
 from ehr_tokenize.plugin import TokenizeConfig
 from ehr_tokenize.store import coverage, metadata
-from ehr_tokenize.store.jobs import EncodeJob, SummarizeJob, encode, is_done, load_tokenizer, summarize
+from ehr_tokenize.store.jobs import (
+    EncodeJob,
+    SummarizeJob,
+    encode,
+    is_done,
+    load_tokenizer,
+    summarize,
+    tokenizer_settings,
+)
 from ehr_tokenize.store.work import Work, working
 
 _NONE = "nothing"
@@ -38,7 +46,7 @@ def tokenize(settings: TokenizeConfig) -> TokenStore:
     if settings.grow and not settings.fitted:
         raise ConfigError("grow=true needs the tokenizer that is to grow: give fitted=STORE")
     if settings.fitted and not dataclasses.is_dataclass(settings.tokenizer):  # none was named beside it
-        kept = load_tokenizer(Path(settings.fitted)).settings
+        kept = tokenizer_settings(Path(settings.fitted))
         settings = dataclasses.replace(settings, tokenizer=kept)
     elif settings.fitted:
         _refuse_other_settings(to_plain(settings.tokenizer), settings.fitted)
@@ -199,14 +207,14 @@ class Run:
         }
 
 
-def _refuse_other_settings(given: dict[str, Any], fitted: str) -> None:
+def _refuse_other_settings(given: dict[str, Any], fitted: Path) -> None:
     """Raise ConfigError for tokenizer settings that were changed to something else than the fitted tokenizer has."""
     config = registry().get("tokenizer", given["name"]).config
     assert config is not None, "it was made from a command line"
     usual = to_plain(config())
     if {"tokenizer": given["name"]} not in TokenizeConfig().defaults:
         del usual["name"]  # whoever gave it chose it
-    differs = _differing(given, usual, read_json(Path(fitted) / TOKENIZER).get("settings", {}), "tokenizer")
+    differs = _differing(given, usual, read_json(fitted / TOKENIZER).get("settings", {}), "tokenizer")
     if differs is not None:
         name, value, kept = (textwrap.shorten(str(part), 80) for part in differs)
         name = "tokenizer" if name == "tokenizer.name" else name

@@ -29,10 +29,15 @@ from ehr_tokenize.store.treated import odd_rows
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The fitted tokenizer whose state lies in a folder."""
-    found = read_json(folder / TOKENIZER)
-    tokenizer: Tokenizer = build("tokenizer", from_plain("tokenizer", {"name": found["name"], **found["settings"]}))
+    tokenizer: Tokenizer = build("tokenizer", tokenizer_settings(folder))
     tokenizer.load(folder)
     return tokenizer
+
+
+def tokenizer_settings(folder: Path) -> Any:
+    """The settings of that tokenizer."""
+    found = read_json(folder / TOKENIZER)
+    return from_plain("tokenizer", {"name": found["name"], **found["settings"]})
 
 
 # -- fit
