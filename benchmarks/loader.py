@@ -100,7 +100,7 @@ def loader(store: TokenStore) -> tuple[int, int]:
 def feed(store: TokenStore) -> tuple[int, int]:
     """The same through the background thread."""
     data, share = Windows(store, "train", CONTEXT, 0), Share(0, 1, BATCH, 1)
-    total = num_steps(data.epoch(0), share)
+    total = num_steps(len(data.epoch(0)), share)
     source = Feed(steps(data, share, 0, 0), pin=False)
     real = slots = 0
     for _ in range(total):

@@ -161,7 +161,7 @@ def test_a_global_batch_has_the_same_rows_for_any_number_of_ranks_and_micro_batc
     def tokens(world_size, batch_size, accumulate):
         found = []
         feeds = [steps(data, Share(r, world_size, batch_size, accumulate), 0, 0) for r in range(world_size)]
-        for _ in range(2 * num_steps(data.epoch(0), Share(0, 1, 8, 1))):
+        for _ in range(2 * num_steps(len(data.epoch(0)), Share(0, 1, 8, 1))):
             parts = [next(feed) for feed in feeds]
             assert len({(p.epoch, p.index, p.last, p.tokens) for p in parts}) == 1
             rows = [tuple(row.tolist()) for part in parts for batch in part.micro for row in batch.token_BT]

@@ -9,13 +9,14 @@ import torch
 from ehr_core.plugins import build
 
 from ehr_train import checkpoint
-from ehr_train.check import Plan, check_job
+from ehr_train.check import check_job
 from ehr_train.devices import autocast
 from ehr_train.job import TrainJob
 from ehr_train.learner import Learner
 from ehr_train.loader.feed import Share, num_steps
 from ehr_train.loader.rows import Rows
 from ehr_train.prepare import Parts
+from ehr_train.settings import TrainConfig
 from ehr_train.trainer import total_steps
 
 PROBE_SECONDS = 3.0
@@ -25,37 +26,45 @@ EVALUATION = 1 / 3
 """Work of a forward pass, as a share of that of forward and backward."""
 
 
-def estimate(job: TrainJob, world_size: int = 1, parts: Parts | None = None) -> dict[str, Any]:
+def estimate(job: TrainJob, world_size: int = 1, parts: Parts | None = None, sampled: float = 1.0) -> dict[str, Any]:
     """Size of a job, and seconds that it will take on this machine.
 
     ``parameters`` and ``trainable``; ``rows`` of an epoch and ``rows_per_step``; ``steps`` and ``steps_per_epoch``;
-    ``tokens`` over all steps; ``seconds``. Time is measured: after one micro-batch to warm up, a few are passed forward
-    and backward, and the rest is arithmetic, evaluations included at a third of their rows. Early stopping is not
-    foreseen, and processes are taken not to slow each other down. Everything that `check_job` refuses is refused.
-    ``parts`` are what it returned, where it was called already; their learner is used up.
+    ``tokens`` over all steps; ``seconds``, and ``seconds_per_row`` of one process. Time is measured: after one
+    micro-batch to warm up, a few are passed forward and backward, and the rest is arithmetic, evaluations included at a
+    third of their rows. Early stopping is not foreseen, and processes are taken not to slow each other down. Everything
+    that `check_job` refuses is refused. ``parts`` are what it returned, where it was called already; their learner is
+    used up. A store that holds a sample of the records says with ``sampled`` how large a part of them.
     """
     parts = parts or check_job(job, world_size)
     assert parts is not None
     settings, rows = job.train, parts.train.epoch(0)
     share = Share(0, world_size, settings.batch_size, settings.accumulate)
-    per_epoch = num_steps(rows, share)
-    steps = total_steps(settings, per_epoch)
-    parameters = parts.learner.parameters_by_kind()
-    used = min(per_epoch * share.rows, len(rows))
+    count = round(len(rows) / sampled)
+    tuning = round(len(parts.tuning.evaluation()) / sampled) if parts.tuning else 0
     each = seconds_per_row(job, parts.learner, rows)
-    evaluations = -(-steps // (settings.eval_every or per_epoch))
-    tuning = len(parts.tuning.evaluation()) if parts.tuning else 0
-    work = steps * min(share.rows, len(rows)) + evaluations * tuning * EVALUATION
+    parameters = parts.learner.parameters_by_kind()
+    steps, work = amount(settings, share, count, tuning)
+    trained = steps * min(share.rows, count)
     return {
         "parameters": parameters["total"],
         "trainable": parameters["trainable"],
-        "rows": len(rows),
+        "rows": count,
         "rows_per_step": share.rows,
         "steps": steps,
-        "steps_per_epoch": per_epoch,
-        "tokens": round(float(rows.tokens_R.sum()) * steps / per_epoch * used / len(rows)),
+        "steps_per_epoch": num_steps(count, share),
+        "tokens": round(float(rows.tokens_R.mean()) * trained),
+        "seconds_per_row": each,
         "seconds": round(each * work / world_size, 1),
     }
+
+
+def amount(settings: TrainConfig, share: Share, rows: int, tuning: int) -> tuple[int, float]:
+    """Optimizer steps, and the work of all of them and of the evaluations, in rows that pass forward and backward."""
+    per_epoch = num_steps(rows, share)
+    steps = total_steps(settings, per_epoch)
+    evaluations = -(-steps // (settings.eval_every or per_epoch))
+    return steps, steps * min(share.rows, rows) + evaluations * tuning * EVALUATION
 
 
 def seconds_per_row(job: TrainJob, learner: Learner, rows: Rows) -> float:
@@ -97,6 +106,3 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds / 86_400:.3g} days"
-
-
-__all__ = ["Plan", "describe_estimate", "duration", "estimate"]

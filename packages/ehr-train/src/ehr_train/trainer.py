@@ -49,7 +49,7 @@ class Trainer:
         """Called with a step and its metrics."""
         self.parameters = learner.parameters_by_kind()
         self.share = Share(strategy.rank, strategy.world_size, settings.batch_size, settings.accumulate)
-        self.per_epoch = num_steps(train.epoch(0), self.share)
+        self.per_epoch = num_steps(len(train.epoch(0)), self.share)
         self.total = total_steps(settings, self.per_epoch)
         self.tuning = tuning.evaluation() if tuning else None
         self.placed = strategy.place(learner)

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from ehr_core.batch import Batch
 
-from ehr_train.loader.rows import Rows
 from ehr_train.loader.samples import Samples
 from ehr_train.loader.windows import Windows
 
@@ -51,16 +50,16 @@ class Share:
         return self.batch_size * self.accumulate * self.world_size
 
 
-def num_steps(rows: Rows, share: Share) -> int:
-    """Optimizer steps in an epoch."""
-    return max(len(rows) // share.rows, 1)
+def num_steps(rows: int, share: Share) -> int:
+    """Optimizer steps in an epoch of so many rows."""
+    return max(rows // share.rows, 1)
 
 
 def steps(data: Windows | Samples, share: Share, epoch: int, index: int) -> Iterator[Step]:
     """Steps from a place on, epoch after epoch without end."""
     while True:
         rows = data.epoch(epoch)
-        tokens_R, total = rows.tokens_R, num_steps(rows, share)
+        tokens_R, total = rows.tokens_R, num_steps(len(rows), share)
         for number in range(index, total):
             everyone = np.arange(number * share.rows, min((number + 1) * share.rows, len(rows)))
             parts = micro_batches(everyone, share)

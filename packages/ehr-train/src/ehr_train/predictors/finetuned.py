@@ -90,17 +90,7 @@ class Finetuned:
             objective=objective,
             strategy=strategy,
             trackers=dict(job.trackers),
-            train=TrainConfig(
-                name="finetune",
-                context_length=begin.context_length,
-                batch_size=settings.batch_size,
-                learning_rate=settings.learning_rate,
-                weight_decay=settings.weight_decay,
-                max_epochs=settings.max_epochs,
-                max_steps=settings.max_steps,
-                patience=settings.patience,
-                keep_epochs=0,
-            ),
+            train=schedule(settings, begin.context_length),
             seed=job.seed,
             labels=str(job.labels),
             start=str(job.run),
@@ -129,6 +119,21 @@ class Finetuned:
     def tokenizer(self, fitted: Path) -> Path | None:
         """The run's."""
         return fitted_run(fitted).tokenizer
+
+
+def schedule(settings: FinetunedConfig, context: int) -> TrainConfig:
+    """How long, and with which optimizer, a model of this context is fine-tuned."""
+    return TrainConfig(
+        name="finetune",
+        context_length=context,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        max_epochs=settings.max_epochs,
+        max_steps=settings.max_steps,
+        patience=settings.patience,
+        keep_epochs=0,
+    )
 
 
 def check_labels(labels: Labels, least: int) -> None:

@@ -62,6 +62,8 @@ def run(settings: RunnerConfig) -> Result | None:
     for stage in graph.stages:
         if stage.name == "tokens":
             check_some_labels(plan)
+        if stage is plan.run:
+            _say_sizes(plan)
         graph.do(stage)
     if output is None:
         output = (earlier_output(graph) if not graph.ran else None) or default_output()
@@ -80,17 +82,15 @@ def _shown(settings: RunnerConfig) -> str:
 def _plan_only(plan: Plan) -> None:
     """Say what would run, and how large the training is, as far as that is known before the data is there."""
     waiting = plan.graph.plan()
-    if plan.run is not None and not plan.run.done:
-        say("", "", _size(plan))
+    _say_sizes(plan)
     print(f"{len(waiting)} of {len(plan.graph.stages)} stages would run", file=sys.stderr)
 
 
-def _size(plan: Plan) -> str:
-    from ehr_train.estimate import describe_estimate, estimate
+def _say_sizes(plan: Plan) -> None:
+    from ehr_train.runner.sizing import sizes
 
-    if plan.ready:
-        return describe_estimate(estimate(plan.job(), plan.world_size))
-    return "parameters, steps and time depend on the tokens; they are known, and said, when these are there"
+    for line in sizes(plan):
+        say("", "", line)
 
 
 def _show(result: Result | None, settings: RunnerConfig) -> None:

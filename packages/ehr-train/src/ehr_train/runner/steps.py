@@ -5,7 +5,6 @@ Every one calls a function of a sibling's Python API on the folders of the stage
 
 import dataclasses
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,12 +147,10 @@ def pretrain(
     adapter: Path | None = None,
     vectors: Path | None = None,
 ) -> None:
-    """The run folder of the model; goes on after a kill. Says first how large the job is."""
-    from ehr_train.estimate import describe_estimate, estimate
+    """The run folder of the model; goes on after a kill."""
     from ehr_train.launch import train
 
     job = training_job(output, settings, free, tokens, task_folder(labels), start, adapter, vectors)
-    print(f"{'':<42} {describe_estimate(estimate(job, free.world_size))}", file=sys.stderr, flush=True)
     train(job, free.world_size)
 
 
