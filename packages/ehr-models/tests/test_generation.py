@@ -132,6 +132,14 @@ def test_neither_the_number_of_rows_nor_the_company_nor_the_order_changes_a_traj
         assert drawn(engine(model, rows=rows, **settings), asked[::-1]) == alone
 
 
+def test_prompts_as_long_as_the_context_settle_on_their_own_like_others(model):
+    asked = prompts(5, 7, 9, 24, 24, 24, 6, 24, 24)
+    settings = {"draws": 5, "stop_tokens": ["CODE//3", "CODE//4"], "max_new_tokens": 15}
+    alone = drawn(engine(model, rows=1, **settings), asked)
+    for rows in (11, 16, 17):
+        assert drawn(engine(model, rows=rows, **settings), asked) == alone
+
+
 def test_many_steps_between_looks_at_the_results_change_nothing(model):
     """As on an accelerator, where rows go on past their end until the host looks, and several prompts wait."""
     asked = prompts(5, 9, 3, 24, 7, 12)

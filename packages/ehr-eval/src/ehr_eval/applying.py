@@ -1,6 +1,7 @@
 """Apply what was fitted: to the other splits of its labels, to another site, to new patients. Nothing is trained."""
 
 import contextlib
+import io
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,8 +138,9 @@ def token_store(source: Any, tokenizer: Path | None, given: Path | str | None) -
         composed["source"] = source
         composed["fitted"] = str(tokenizer)
         composed["output"] = str(store)
-        with contextlib.redirect_stdout(sys.stderr):  # what the command says is no part of our result
+        with contextlib.redirect_stdout(io.StringIO()) as said:  # no part of our result, and the folder goes again
             plugins.registry().load("command", "tokenize")(config.to_settings(composed))
+        print(said.getvalue().replace(f" in {store}", ""), file=sys.stderr, end="")
         yield store
 
 

@@ -92,7 +92,7 @@ class KVCache:
         for layer in self.layers:
             for kept in (layer.key, layer.value):
                 kept[rows, :, length:] = kept[rows, :, :kept_of_own]
-                kept[rows, :, :length] = kept[source, :, :length]
+                kept[rows, :, :length] = kept[source, :, :length].clone()  # torch refuses to copy within full rows
         self._forget(rows)
 
     def move(self, source: Sequence[int], target: Sequence[int], length_R: Sequence[int]) -> None:
