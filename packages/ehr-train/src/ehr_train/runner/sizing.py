@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -151,7 +150,7 @@ def copy_some(records: Path, target: Path) -> tuple[Path, float]:
 def first_subjects(mine: list[Shard], wanted: int) -> pa.Table:
     """Events of the first subjects, of a shard that has any: whole, at least one, as many as have ``wanted`` events."""
     path = next((shard.path for shard in mine if pq.read_metadata(shard.path).num_rows), mine[0].path)
-    subject_E = pl.read_parquet(path, columns=["subject_id"])["subject_id"].to_numpy()
+    subject_E = pq.read_table(path, columns=["subject_id"])["subject_id"].to_numpy()
     begins = (subject_E[1:] != subject_E[:-1]).nonzero()[0] + 1
     later = begins[begins > wanted]
     end = len(subject_E) if len(subject_E) <= wanted or not len(begins) else int(later[0]) if len(later) else None
