@@ -136,7 +136,8 @@ def _add_labels(plan: Plan, meds: Stage | Given) -> None:
     """One stage a task: the user's labels, or what the tasks find in the records."""
     s = plan.settings
     if s.labels is None:
-        for name, task in s.task.items():
+        read = s.predictors or registry().get("objective", s.objective.name).outcomes
+        for name, task in s.task.items() if read else ():
             built = build("task", task)
             plan.outcomes[name] = Question(registry().get("task", task.name).outcomes[0], tuple(built.names))
             stage = plan.graph.add(
