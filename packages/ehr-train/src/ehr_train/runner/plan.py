@@ -47,11 +47,11 @@ class Plan:
     """The stage that trains the model."""
 
     def job(self) -> TrainJob:
-        """The training job, whose store and labels may still be to be made."""
+        """The training job, whose store may still be to be made; without labels and vectors that are."""
         assert self.run is not None
-        folders = {name: part.path for name, part in self.run.inputs.items()}
-        labels = folders.pop("labels", None) if self._there("labels") else None
-        folders.pop("labels", None)
+        later = [name for name in ("labels", "vectors") if not self._there(name)]
+        folders = {name: part.path for name, part in self.run.inputs.items() if name not in later}
+        labels = folders.pop("labels", None)
         return steps.training_job(
             self.run.path, self.run.settings, self.run.free, labels=steps.task_folder(labels), **folders
         )

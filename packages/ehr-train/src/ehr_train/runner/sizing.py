@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ehr_core.config import component_settings
 from ehr_core.constants import DATA, SPLITS
-from ehr_core.errors import EhrError, NotApplicable
+from ehr_core.errors import DataError, NotApplicable
 from ehr_core.formats.labels import Labels, read_labels
 from ehr_core.formats.meds import Shard, shards, subject_splits
 from ehr_core.formats.parquet import write_table
@@ -51,6 +51,8 @@ class Data:
     """How much of the train split's events they are."""
     seconds: float = 0.0
     """What the tokens take, of all records."""
+    vectors: Path | None = None
+    """Code vectors for the tokens of a sample, where the model starts from such."""
 
 
 def sizes(plan: Plan) -> list[str]:
@@ -65,9 +67,10 @@ def sizes(plan: Plan) -> list[str]:
     if isinstance(records, Stage) and not records.done:
         return ["parameters, steps and time depend on the records, and are said when these are written"]
     with tempfile.TemporaryDirectory(prefix="ehr-sample-") as scratch:
+        data = sample(plan, tokens, records.path, Path(scratch))
         try:
-            return list(_lines(plan, sample(plan, tokens, records.path, Path(scratch))))
-        except EhrError as error:  # of a few subjects, where all of them may have none
+            return list(_lines(plan, data))
+        except (NotApplicable, DataError) as error:  # a few subjects may lack what all of them have
             return [f"parameters, steps and time cannot be judged from a sample of the records: {error}"]
 
 
@@ -97,6 +100,8 @@ def _job(plan: Plan, data: Data) -> TrainJob:
     """The plan's training on these tokens and labels."""
     assert plan.run is not None
     job = dataclasses.replace(plan.job(), store=str(data.tokens))
+    if data.vectors is not None:
+        job = dataclasses.replace(job, model=steps.with_vectors(job.model, data.vectors))
     labels = plan.run.inputs.get("labels")
     if labels is None or isinstance(labels, Given):
         return job
@@ -128,9 +133,14 @@ def sample(plan: Plan, tokens: Stage, records: Path, scratch: Path) -> Data:
     folders = {name: given.path for name, given in tokens.inputs.items()}
     started = time.monotonic()
     serial = component_settings("executor", "serial")
+    assert plan.run is not None
     steps.tokenize_records(scratch / "tokens", tokens.settings, **{**folders, "meds": meds}, free=serial)
     seconds = 0.0 if tokens.done else (time.monotonic() - started) / part
-    return Data(scratch / "tokens", _labels(plan, records, meds, scratch / "labels"), part, seconds)
+    found = Data(scratch / "tokens", _labels(plan, records, meds, scratch / "labels"), part, seconds)
+    if "vectors" in plan.run.inputs:
+        found.vectors = scratch / "vectors"
+        steps.embed_tokens(found.vectors, plan.settings.embedding, tokens=found.tokens)
+    return found
 
 
 def copy_some(records: Path, target: Path) -> tuple[Path, float]:
