@@ -228,6 +228,12 @@ def events():
 
 
 @pytest.fixture
+def patients():
+    """`cohort`."""
+    return cohort
+
+
+@pytest.fixture
 def dataset():
     """`write_meds`."""
     return write_meds
