@@ -1,7 +1,6 @@
 """From a training job to a run folder, in this process, in processes of its own, or in those that torchrun started."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,8 @@ import torch
 from ehr_core.errors import ConfigError, EhrError
 from ehr_core.formats.folder import check_free, publish
 from ehr_core.formats.run import Run
+from ehr_core.locks import held
 from ehr_core.plugins import build
-from filelock import FileLock, Timeout
 
 from ehr_train import checkpoint, runfolder
 from ehr_train.check import check_job
@@ -175,23 +174,8 @@ def _finish(parts: Parts, folder: Path, trainer: Trainer) -> None:
 @contextlib.contextmanager
 def _held(output: Path) -> Iterator[None]:
     """Hold the lock beside the output and make the folder to work in."""
-    check_free(output)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{output.parent} cannot be made ({error.strerror}); give another output") from error
-    if not os.access(output.parent, os.W_OK):
-        raise ConfigError(f"{output.parent} cannot be written to; give another output")
-    lock = FileLock(output.with_name(f"{output.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise EhrError(f"another process is training {output}; wait for it, or give another output") from None
-    try:
+    with held(output, "training"):
         check_free(output)  # it may have been finished between the two
         for name in ("checkpoints", "logs"):
             (running(output) / name).mkdir(parents=True, exist_ok=True)
         yield
-        Path(lock.lock_file).unlink(missing_ok=True)
-    finally:
-        lock.release()

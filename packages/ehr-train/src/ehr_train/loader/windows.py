@@ -9,6 +9,7 @@ Shapes: S subjects, W windows, P positions of a prefix.
 import numpy as np
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import TokenStore
+from ehr_core.hashing import hash_ids
 
 from ehr_train.loader.packing import pack
 from ehr_train.loader.rows import Rows
@@ -64,11 +65,5 @@ def room(context: int, prefix: int) -> int:
 
 def _phase(subject_S: np.ndarray, seed: int, epoch: int, chunk: int) -> np.ndarray:
     """Length of the first window, 1 to chunk: a hash of (seed, epoch, subject), so the layout of shards is nothing."""
-    key = np.random.SeedSequence([abs(seed), epoch]).generate_state(1, np.uint64)[0]
-    with np.errstate(over="ignore"):  # splitmix64 is arithmetic modulo 2^64
-        x = (subject_S.astype(np.uint64) ^ key) + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x ^= x >> np.uint64(31)
-    phase: np.ndarray = (x % np.uint64(chunk)).astype(np.int64) + 1
-    return phase
+    phase_S: np.ndarray = (hash_ids(subject_S, [seed, epoch]) % np.uint64(chunk)).astype(np.int64) + 1
+    return phase_S
