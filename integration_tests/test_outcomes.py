@@ -101,6 +101,15 @@ def test_a_notebook_does_the_same_in_a_few_lines(world):
     states = model.represent(world / "NEW", found.table.select(["subject_id", "prediction_time"]))
     assert states.shape == (40, 32)
     assert np.abs(states - states.mean(0)).max() > 0.01
+    asked = pl.from_arrow(found.table).select("subject_id", "prediction_time").sample(12, seed=3)
+    subjects = asked["subject_id"].to_list()
+    assert subjects != sorted(subjects)
+    place = [found.table["subject_id"].to_pylist().index(subject) for subject in subjects]
+    for whom in (asked, asked.lazy(), asked.to_pandas(), asked.to_dict(as_series=False)):
+        some = model.predict(world / "NEW", whom)
+        assert some.table["subject_id"].to_pylist() == subjects
+        np.testing.assert_allclose(some.prediction, found.prediction[place], atol=1e-5)
+        np.testing.assert_allclose(model.represent(world / "NEW", whom), states[place], atol=1e-4)
     with pytest.raises(EhrError, match="was not trained on labels"):
         ehr.load(world / "OUT" / "pretrain").predict(world / "NEW")
     with pytest.raises(FormatError, match="so it is neither a run nor a fitted predictor"):

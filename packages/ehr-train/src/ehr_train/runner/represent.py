@@ -45,12 +45,10 @@ def represent(settings: RepresentConfig) -> pa.Table:
     return table
 
 
-def represent_records(run: Path, meds: Path, labels: Path | None, scratch: Path) -> np.ndarray:
-    """Hidden states (N, D) float32 of samples of a MEDS folder, ordered by split, subject and time."""
+def represent_records(run: Path, meds: Path, labels: Path | None, scratch: Path) -> pa.Table:
+    """`represent` of a MEDS folder."""
     output = scratch / "representations"
-    table = represent(RepresentConfig(source=MedsConfig(path=meds), run=run, labels=labels, output=output))
-    hidden = table["hidden"].combine_chunks()
-    return np.asarray(hidden.flatten().to_numpy().reshape(len(table), -1))
+    return represent(RepresentConfig(source=MedsConfig(path=meds), run=run, labels=labels, output=output))
 
 
 def main(settings: RepresentConfig) -> None:
