@@ -3,6 +3,7 @@
 Starting up imports neither Hydra nor any component, so that ``ehr plugins`` answers at once.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -175,7 +176,10 @@ def _named(arguments: list[str], positional: Sequence[str], settings: Any) -> li
 
 
 def _multirun(name: str, command: str, overrides: list[str]) -> int:
-    """One run per combination through Hydra's own sweeper and launcher; finished stages are shared among them."""
+    """One run per combination through Hydra's own sweeper and launcher; finished stages are shared among them.
+
+    A run that fails says why in one line, and the others go on.
+    """
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
@@ -183,23 +187,38 @@ def _multirun(name: str, command: str, overrides: list[str]) -> int:
 
     config.register()
     function = registry().load("command", command)
+    overrides = config.with_recipe(command, overrides)
+    for combination in config.combinations(overrides):
+        config.compose(command, combination)
+    failed: list[int] = []
 
     def job(composed: Any) -> None:
-        settings = config.to_settings(composed)
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        if given := getattr(settings, "output", None):  # one folder for each run below the one that was given
-            folder = Path(given) / folder.name
-        names = {field.name for field in dataclasses.fields(settings)}
-        if "stages" in names and settings.stages is None:
-            settings.stages = folder.parent / "stages"
-        if "output" in names:
-            settings.output = folder
-        function(settings)
+        about = HydraConfig.get()
+        chosen = " ".join(override for override in about.overrides.task if override not in overrides)
+        print(f"run {about.job.num}: {chosen}", file=sys.stderr, flush=True)
 
-    overrides = config.with_recipe(command, overrides)
-    sys.argv = [name, "--multirun", *overrides]
+        def one(_: list[str]) -> int:
+            settings = config.to_settings(composed)
+            folder = Path(about.runtime.output_dir)  # one for each run, below the output that was given
+            names = {field.name for field in dataclasses.fields(settings)}
+            if "stages" in names and settings.stages is None:
+                settings.stages = folder.parent / "stages"
+            if "output" in names:
+                settings.output = folder
+            result = function(settings)
+            return result if isinstance(result, int) else 0
+
+        if guarded(f"{name}: run {about.job.num}", one, []):
+            failed.append(about.job.num)
+        with contextlib.suppress(OSError):  # of a dry run nothing is left
+            Path(about.runtime.output_dir).rmdir()
+
+    given = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("output=")), None)
+    place = f"hydra.sweep.dir={given or 'outputs/${now:%Y-%m-%d}/${now:%H-%M-%S}'}"
+    quiet = ["hydra.output_subdir=null", "hydra/hydra_logging=none", "hydra/job_logging=none"]
+    sys.argv = [name, "--multirun", *overrides, place, *quiet]
     hydra.main(version_base="1.3", config_path=None, config_name=config.config_name(command))(job)()
-    return 0
+    return int(bool(failed))
 
 
 def guarded(name: str, function: Callable[[list[str]], int], arguments: list[str]) -> int:

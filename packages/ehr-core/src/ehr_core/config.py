@@ -16,6 +16,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -64,6 +65,18 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
         if free != overrides:
             return compose(command, free)
         raise ConfigError(_explain(command, overrides, error)) from error
+
+
+def combinations(overrides: Sequence[str]) -> list[list[str]]:
+    """What Hydra's sweeper makes of overrides like ``seed=1,2``: those of each run. None with another sweeper."""
+    if any(override.startswith(("hydra/sweeper=", "hydra.sweeper.")) for override in overrides):
+        return []
+    own = [override for override in overrides if not override.startswith("hydra")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(own)
+        return [list(one) for batch in BasicSweeper.split_arguments(parsed, None) for one in batch]
+    except HydraException as error:
+        raise ConfigError(f"{str(error).splitlines()[0]}; write one run for each of a=1,2,3") from error
 
 
 def with_recipe(command: str, overrides: Sequence[str]) -> list[str]:
