@@ -6,6 +6,7 @@ import pytest
 import yaml
 from ehr_core import config
 from ehr_core.config_source import conf_folders
+from ehr_core.errors import ConfigError
 from ehr_core.plugins import KINDS, registry
 from ehr_core.recipes import FOLDER
 from omegaconf import OmegaConf
@@ -50,3 +51,28 @@ def test_a_preset_composes_to_the_values_in_its_file(command, group, name, path)
     for keys, value in leaves(written):
         place = functools.reduce(lambda part, key: part[key], keys, found)
         assert place == value, f"{group}.{'.'.join(map(str, keys))} is {place!r}, the file says {value!r}"
+
+
+def test_a_printed_configuration_is_a_recipe_that_gives_the_same(tmp_path):
+    given = ["model=gpt2_tiny", "train=tiny", "predictors=[logistic,xgboost]", "predictors.xgboost.max_depth=2"]
+    first = config.compose("train", given)
+    (tmp_path / "whole.yaml").write_text(config.as_yaml(first))
+    again = config.compose("train", [f"recipe={tmp_path / 'whole.yaml'}"])
+    first["recipe"] = again["recipe"]
+    assert config.to_settings(again) == config.to_settings(first)
+
+
+@pytest.mark.parametrize(("given", "chosen"), [
+    (["predictors=null"], []),
+    (["predictors=[logistic,xgboost]", "predictors.logistic=null"], ["xgboost"]),
+    (["adapter=null", "embedding=null", "predictors=[logistic]"], ["logistic"]),
+])  # fmt: skip
+def test_nothing_may_be_chosen_with_null(given, chosen):
+    settings = config.to_settings(config.compose("train", given))
+    assert list(settings.predictors) == chosen
+    assert settings.adapter is settings.embedding is None
+
+
+def test_a_component_is_added_by_choosing_it():
+    with pytest.raises(ConfigError, match=r"cox is not chosen; choose it with predictors=\[logistic,cox\]"):
+        config.to_settings(config.compose("train", ["predictors=logistic", "+predictors.cox={}"]))

@@ -45,6 +45,21 @@ def test_a_group_that_the_command_line_chooses_loses_the_settings_of_the_recipe(
     assert found == ["seed=7", "model=bert", "seed=8"]
 
 
+def test_of_several_chosen_again_those_that_the_recipe_has_keep_its_settings(tmp_path):
+    (tmp_path / "mine.yaml").write_text("predictors: {logistic: {max_iter: 5}, xgboost: {max_depth: 3}}")
+    given = [f"recipe={tmp_path}/mine.yaml", "predictors=[xgboost,cox]"]
+    found = expand(given, GROUPS, [], {"predictors"})
+    assert found == ["predictors.xgboost.max_depth=3", f"+recipe='{tmp_path}/mine.yaml'", "predictors=[xgboost,cox]"]
+
+
+def test_a_recipe_lies_over_the_one_that_it_names(tmp_path):
+    (tmp_path / "base.yaml").write_text("model: {name: gpt, width: 8}\nseed: 7\ntrain: tiny")
+    found = expanded(tmp_path, f"recipe: {tmp_path}/base.yaml\nmodel: bert\nseed: 8")
+    assert found == ["seed=7", "train=tiny", "model=bert", "seed=8"]
+    with pytest.raises(ConfigError, match="is laid under itself"):
+        expanded(tmp_path, f"recipe: {tmp_path}/mine.yaml")
+
+
 @pytest.mark.parametrize(
     "value", ["plain", "it's", "a=b,c[1]{x: y}", "1e-3", "null", "ends with \\", "${oc.env:HOME}", ""]
 )
@@ -55,7 +70,7 @@ def test_texts_are_read_back_as_they_were(value):
 
 def test_a_recipe_that_is_not_there_or_not_readable_is_one_line(tmp_path):
     (tmp_path / "list.yaml").write_text("- a")
-    (tmp_path / "bad.yaml").write_text("a: [")
+    (tmp_path / "bad.yaml").write_text("b: 1\na: [")
     folder = tmp_path / "conf" / "recipes"
     folder.mkdir(parents=True)
     (folder / "demo.yaml").write_text("seed: 1")

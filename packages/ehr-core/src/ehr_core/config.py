@@ -28,6 +28,8 @@ from ehr_core.config_source import conf_folders, config_name, places, register
 from ehr_core.errors import ConfigError
 from ehr_core.plugins import KINDS, registry
 
+MANY = frozenset(place.group for place in KINDS.values() if place.many)
+"""Groups of which several may be chosen."""
 __all__ = ["component_settings", "compose", "config_name", "describe", "options", "preset", "register", "to_settings"]
 
 
@@ -80,11 +82,19 @@ def combinations(overrides: Sequence[str]) -> list[list[str]]:
 
 
 def with_recipe(command: str, overrides: Sequence[str]) -> list[str]:
-    """The overrides with those of a recipe under them, for a command that has a setting ``recipe``."""
+    """The overrides with those of a recipe under them, where the command has a setting ``recipe``; none with null."""
     settings = registry().get("command", command).config
-    if settings is None or "recipe" not in {field.name for field in dataclasses.fields(settings)}:
-        return list(overrides)
-    return recipes.expand(overrides, options(), conf_folders())
+    if settings is not None and "recipe" in {field.name for field in dataclasses.fields(settings)}:
+        overrides = recipes.expand(overrides, options(), conf_folders(), MANY)
+    return [_nothing(override) for override in overrides]
+
+
+def _nothing(override: str) -> str:
+    """``group=null`` as Hydra says it."""
+    group, _, value = override.partition("=")
+    if value != "null" or group not in options():
+        return override
+    return f"{group}=[]" if group in MANY else f"~{group}"
 
 
 def preset(group: str, name: str, *overrides: str) -> Any:
@@ -195,9 +205,16 @@ def to_settings(config: DictConfig) -> Any:
     if missing:
         raise ConfigError(f"{missing[0]} is required: give {missing[0]}=...")
     try:
-        return OmegaConf.to_object(config)
+        settings: Any = OmegaConf.to_object(config)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise ConfigError(str(error).splitlines()[0]) from error
+    for group in MANY & set(vars(settings)):
+        parts = {name: part for name, part in getattr(settings, group).items() if part is not None}
+        for name, part in parts.items():
+            if not dataclasses.is_dataclass(part):
+                raise ConfigError(f"{group}.{name} is not chosen; choose it with {group}=[{','.join(parts)}]")
+        setattr(settings, group, parts)
+    return settings
 
 
 def to_plain(settings: Any) -> Any:

@@ -9,11 +9,12 @@ of names, or a mapping with ``name`` and changed settings; everything else is a 
     train: {name: tiny, max_steps: 500}
     predictors: {logistic: {}, xgboost: {max_depth: 3}}
 
-What the command line says comes after it and wins. Nothing in a recipe is resolved or executed.
+What the command line says comes after it and wins. A recipe may name another with ``recipe``, which lies under it.
+Paths are relative to the folder that a command runs in. Nothing in a recipe is resolved or executed.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +26,57 @@ FOLDER = "recipes"
 """Below the ``conf`` folder of a plugin package: recipes that have a name."""
 
 
-def expand(overrides: Sequence[str], groups: Mapping[str, Sequence[str]], folders: Sequence[Path]) -> list[str]:
+def expand(
+    overrides: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+    folders: Sequence[Path],
+    many: Collection[str] = (),
+) -> list[str]:
     """The overrides with ``recipe=NAME_OR_FILE`` replaced by what the recipe says, under the others.
 
-    ``groups`` are the groups of settings, ``folders`` the ``conf`` folders. Raises ConfigError for a recipe that is not
-    there, FormatError for one that cannot be read.
+    ``groups`` are the groups of settings, those of ``many`` take several names; ``folders`` are the ``conf`` folders. A
+    group that the overrides choose loses the recipe's settings, except those of names that are chosen again among
+    several. Raises ConfigError for a recipe that is not there, FormatError for one that cannot be read.
     """
     overrides = [part for override in overrides for part in _choice(override, groups)]
     named = [override for override in overrides if override.startswith("recipe=")]
     if not named or named[-1] == "recipe=null":
-        return list(overrides)
+        return [override for override in overrides if override not in named]
     name = named[-1].partition("=")[2].strip("'\"")
     own = [override for override in overrides if override not in named]
-    chosen = {override.lstrip("+~").partition("=")[0] for override in own} & set(groups)
+    chosen = dict(override.lstrip("+").partition("=")[::2] for override in own)
     below = [
         override
-        for override in _overrides(_read(find(name, folders)), groups)
-        if override.partition("=")[0].partition(".")[0] not in chosen
+        for override in _under(name, groups, folders, [])
+        if _stays(override.partition("=")[0].split("."), chosen, groups, many)
     ]
     return [*below, f"+recipe={literal(name)}", *own]
+
+
+def _stays(
+    key: list[str], chosen: Mapping[str, str], groups: Mapping[str, Sequence[str]], many: Collection[str]
+) -> bool:
+    """Whether what a recipe says of a key still counts when the command line chooses these."""
+    group = key[0]
+    if group not in groups or group not in chosen:
+        return True
+    return group in many and len(key) > 1 and key[1] in re.split(r"[\[\],\s'\"]+", chosen[group])
+
+
+def _under(
+    name: str, groups: Mapping[str, Sequence[str]], folders: Sequence[Path], above: Sequence[Path]
+) -> Iterator[str]:
+    """Overrides of a recipe, and under them those of the one that it names itself."""
+    path = find(name, folders)
+    if path in above:
+        raise ConfigError(f"the recipe {path} is laid under itself")
+    found = dict(_read(path))
+    base = found.pop("recipe", None)
+    lower = list(_under(str(base), groups, folders, [*above, path])) if base else []
+    own = list(_overrides(found, groups, path))
+    replaced = {override.partition("=")[0] for override in own} & set(groups)
+    yield from (override for override in lower if override.partition("=")[0].partition(".")[0] not in replaced)
+    yield from own
 
 
 def _choice(override: str, groups: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -64,9 +97,9 @@ def _choice(override: str, groups: Mapping[str, Sequence[str]]) -> Iterator[str]
 def find(name: str, folders: Sequence[Path]) -> Path:
     """The file of a recipe: one that is named by its path, or one of a plugin's."""
     if Path(name).suffix in (".yaml", ".yml"):
-        if not Path(name).is_file():
+        if not Path(name).expanduser().is_file():
             raise ConfigError(f"recipe={name} is not a file")
-        return Path(name)
+        return Path(name).expanduser()
     known = {path.stem: path for folder in folders for path in sorted((folder / FOLDER).glob("*.yaml"))}
     if name not in known:
         raise ConfigError(
@@ -80,13 +113,16 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, OSError, ValueError) as error:
-        raise FormatError(f"{path} is not readable YAML: {str(error).splitlines()[0]}") from error
+        place = getattr(error, "problem_mark", None)
+        line = f", line {place.line + 1}" if place else ""
+        words = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise FormatError(f"{path}{line} is not readable YAML: {words}") from error
     if not isinstance(found, dict | None) or not all(isinstance(key, str) for key in found or ()):
         raise FormatError(f"{path} is not a recipe; it must be a mapping of settings, as --cfg prints them")
     return found or {}
 
 
-def _overrides(recipe: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> Iterator[str]:
+def _overrides(recipe: Mapping[str, Any], groups: Mapping[str, Sequence[str]], path: Any = "") -> Iterator[str]:
     for key, value in recipe.items():
         if key not in groups or value is None:
             yield from _settings(key, value)
@@ -104,7 +140,7 @@ def _overrides(recipe: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -
             for name, settings in value.items():
                 yield from _settings(f"{key}.{name}", settings or {})
         else:
-            raise FormatError(f"a recipe gives {key} as {value!r}; give a name, a list of names, or a mapping")
+            raise FormatError(f"{path} gives {key} as {value!r}; give a name, a list of names, or a mapping")
 
 
 def _settings(key: str, value: Any) -> Iterator[str]:
