@@ -13,12 +13,16 @@ key. ::
 A function is called as ``function(output, settings, **inputs)`` with the inputs' folders by name.
 """
 
+import ast
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import inspect
+import re
 import sys
+import textwrap
 import time
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +31,7 @@ from typing import Any
 
 from ehr_core.component import Component
 from ehr_core.config import to_plain
-from ehr_core.errors import EhrError, NotApplicable
+from ehr_core.errors import EhrError, FormatError, NotApplicable
 from ehr_core.formats.folder import MANIFEST, digest_of, file_digest, file_digests, new_folder, read_json, write_json
 from ehr_core.plugins import KINDS, build, registry
 
@@ -55,10 +59,11 @@ def code_digest(package: str) -> str:
 
 
 def content_digest(path: Path) -> str:
-    """sha256 of what a file or a folder holds, wherever it is; a folder with a manifest is known by that."""
-    if (path / MANIFEST).is_file():
-        return file_digest(path / MANIFEST)
-    return digest_of(file_digests(path)) if path.is_dir() else file_digest(path) if path.exists() else "absent"
+    """sha256 of what a file or a folder holds, wherever it is; what a manifest says of other files is not believed."""
+    if path.is_dir():
+        manifest = path / MANIFEST
+        return digest_of([file_digests(path), file_digest(manifest) if manifest.is_file() else None])
+    return file_digest(path) if path.exists() else "absent"
 
 
 def settings_key(settings: Any) -> Any:
@@ -110,14 +115,40 @@ def packages_of(settings: Any) -> set[str]:
     """Import packages of the components whose settings these are, or hold."""
     found: set[str] = set()
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
-        components = [component for kind in KINDS if (component := component_of(settings, kind)) is not None]
-        found |= {component.target.partition(":")[0].partition(".")[0] for component in components}
+        for kind in KINDS:
+            if (component := component_of(settings, kind)) is not None:
+                found |= needed_packages(component.target.partition(":")[0].partition(".")[0])
         values: Any = [getattr(settings, field.name) for field in dataclasses.fields(settings)]
     elif isinstance(settings, Mapping):
         values = settings.values()
     else:
         values = settings if isinstance(settings, list | tuple) else ()
     return found.union(*map(packages_of, values))
+
+
+@functools.cache
+def needed_packages(package: str) -> frozenset[str]:
+    """A plugin's import package and those of the workbench that its distribution requires."""
+    plugins = registry().plugins
+    distribution = next((p.distribution for p in plugins if p.module.partition(".")[0] == package), None)
+    try:
+        required = importlib.metadata.requires(distribution) if distribution else None
+    except importlib.metadata.PackageNotFoundError:
+        required = None
+    names = {re.split(r"[^\w-]", text.strip(), maxsplit=1)[0].replace("-", "_") for text in required or ()}
+    return frozenset({package} | {name for name in names if name.startswith("ehr_")})
+
+
+@functools.cache
+def imported_packages(function: Callable[..., Any]) -> frozenset[str]:
+    """Import packages of the workbench that a function's body imports."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except OSError:  # written at a prompt
+        return frozenset()
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    return frozenset(name for module in modules if (name := module.partition(".")[0]).startswith("ehr_"))
 
 
 # -- the graph
@@ -160,7 +191,8 @@ class Stage:
         """Digest of everything that the result depends on."""
         inputs = {name: part.key for name, part in self.inputs.items()}
         function = inspect.unwrap(self.function)
-        packages = {"ehr_core", function.__module__.partition(".")[0]} | packages_of(self.settings)
+        packages = {"ehr_core", function.__module__.partition(".")[0], *imported_packages(function)}
+        packages |= packages_of(self.settings)
         code = {package: code_digest(package) for package in sorted(packages)}
         place = f"{function.__module__}.{function.__qualname__}"
         return digest_of([place, settings_key(self.settings), inputs, code])
@@ -172,8 +204,28 @@ class Stage:
 
     @property
     def done(self) -> bool:
-        """Whether the folder is there."""
-        return self.path.is_dir()
+        """Whether the folder is there. Raises FormatError for one that has lost files since it was made."""
+        if not self.path.is_dir():
+            return False
+        if self._listing.is_file():
+            kept = read_json(self._listing)
+            lost = [name for name, size in kept.items() if _size(self.path / name) != size]
+            if lost:
+                raise FormatError(
+                    f"{self.path} has lost or changed {len(lost)} of its {len(kept)} files, {lost[0]} among them; "
+                    "remove the folder, and it is made again"
+                )
+        return True
+
+    @property
+    def _listing(self) -> Path:
+        """Beside the folder: the files that it had when it was made, and their sizes."""
+        return self.path.with_name(f".{self.path.name}.files.json")
+
+    @property
+    def begun(self) -> bool:
+        """Whether work on it was stopped on the way, and would go on."""
+        return self.path.with_name(f"{self.path.name}.running").is_dir()
 
     @property
     def reason(self) -> str | None:
@@ -183,9 +235,19 @@ class Stage:
 
     def make(self) -> None:
         """Call the function on the inputs' folders. A stage whose input has no result has none, for the same reason."""
-        for part in self.inputs.values():
-            if isinstance(part, Stage) and part.reason is not None and not self.always:
-                return self._refuse(part.reason)
+        reasons = [part.reason for part in self.inputs.values() if isinstance(part, Stage) and part.reason is not None]
+        try:
+            if reasons and not self.always:
+                self._refuse(reasons[0])
+            else:
+                self._make()
+        except (OSError, FormatError):
+            if not self.path.is_dir():  # else another process has just made the same
+                raise
+        files = {p.relative_to(self.path).as_posix(): _size(p) for p in sorted(self.path.rglob("*")) if p.is_file()}
+        write_json(self._listing, files)
+
+    def _make(self) -> None:
         folders = {name: part.path for name, part in self.inputs.items()}
         more = {} if self.free is None else {"free": self.free}
         try:
@@ -200,6 +262,10 @@ class Stage:
     def _refuse(self, reason: str) -> None:
         with new_folder(self.path) as partial:
             write_json(partial / NOT_APPLICABLE, {"reason": reason})
+
+
+def _size(file: Path) -> int | None:
+    return file.stat().st_size if file.is_file() else None
 
 
 class Graph:
@@ -238,7 +304,10 @@ class Graph:
         if stage.done:
             say(stage.name, "up to date", stage.words)
             return
-        say(stage.name, "running", stage.words)
+        say(stage.name, "going on" if stage.begun else "running", stage.words)
+        others = self.folder.glob(f"{stage.path.name.rpartition('-')[0]}-*.running")
+        if not stage.begun and (other := next(others, None)):
+            say("", "", f"{other.name} was stopped, but has other settings, inputs or code: this begins anew")
         started = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.ran.append(stage)
@@ -250,7 +319,8 @@ class Graph:
         """What `run` would do, said and not done; nothing is written."""
         waiting = [stage for stage in self.stages if not stage.done]
         for stage in self.stages:
-            say(stage.name, "would run" if stage in waiting else "up to date", stage.words)
+            state = "up to date" if stage not in waiting else "would go on" if stage.begun else "would run"
+            say(stage.name, state, stage.words)
         return waiting
 
     def get(self, name: str) -> Stage:
