@@ -12,7 +12,7 @@ import pytest
 from ehr_core import hookspecs
 from ehr_core.errors import NotApplicable
 from ehr_core.formats.folder import Manifest
-from ehr_core.formats.labels import TYPES
+from ehr_core.formats.label_values import TYPES
 from ehr_core.formats.tokens import FIXED, Prefix
 from ehr_core.formats.vocabulary import Token
 from ehr_core.outcomes import COLUMNS

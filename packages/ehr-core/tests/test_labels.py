@@ -1,12 +1,14 @@
 """Labels in every layout and of every kind that users bring, and the faults that are found when they are read."""
 
+import dataclasses
 from datetime import date, datetime, timedelta
 
 import numpy as np
 import polars as pl
 import pytest
 from ehr_core.errors import ConfigError, DataError, FormatError
-from ehr_core.formats.labels import read_labels
+from ehr_core.formats.folder import Manifest
+from ehr_core.formats.labels import read_labels, write_label_folder
 
 SPLIT_OF = dict.fromkeys(range(1, 7), "train") | {7: "tuning", 8: "tuning", 9: "held_out"}
 SUBJECTS = list(SPLIT_OF)
@@ -129,6 +131,73 @@ def test_dates_are_midnights(tmp_path):
     assert found.tables["held_out"]["prediction_time"].to_pylist() == [datetime(2020, 1, 9)]
 
 
+def test_lists_of_numbers_are_truth_values_and_nan_is_not_known(tmp_path):
+    rows = [[1.0, np.nan, 0.0], [0.0, 1.0, np.nan], [1.0, 1.0, 1.0]] * 3
+    found = read(tmp_path, boolean_values=rows)
+    np.testing.assert_array_equal(found.array("train"), np.array(rows[:6]))
+    assert found.array("held_out").tolist() == [[1.0, 1.0, 1.0]]
+
+
+def test_names_of_classes_in_csv_stay_as_they_were_typed_and_an_empty_one_is_a_null(tmp_path):
+    head = "subject_id,prediction_time,categorical_value"
+    rows = [f"{n},2020-01-0{n} 00:00:00,{name}" for n, name in zip(SUBJECTS, ["01", "1", "10"] * 3, strict=True)]
+    (tmp_path / "task.csv").write_text("\n".join([head, *rows]))
+    assert read_labels(tmp_path / "task.csv", split_of=SPLIT_OF).question.names == ("01", "1", "10")
+    (tmp_path / "task.csv").write_text("\n".join([head, *rows[:-1], "9,2020-01-09 00:00:00,"]))
+    with pytest.raises(DataError, match="has 1 nulls"):
+        read_labels(tmp_path / "task.csv", split_of=SPLIT_OF)
+
+
+def test_all_columns_of_meds_may_be_there_with_one_that_is_filled(tmp_path):
+    empty = {
+        "integer_value": pl.Series([None] * 9, dtype=pl.Int64),
+        "boolean_value": pl.Series([None] * 9, dtype=pl.Boolean),
+    }
+    found = read(tmp_path, **empty, categorical_value=["a", "b", "a"] * 3)
+    assert found.question.names == ("a", "b")
+    assert found.array("held_out").tolist() == [0]
+
+
+def test_nanoseconds_are_cut_to_microseconds(tmp_path):
+    odd = frame(boolean_value=[True] * 9).with_columns(
+        pl.col("prediction_time").cast(pl.Datetime("ns")) + pl.duration(nanoseconds=1999)
+    )
+    found = read_labels(one_file(tmp_path, odd, ".parquet"), split_of=SPLIT_OF)
+    assert found.tables["held_out"]["prediction_time"].to_pylist() == [START + timedelta(days=9, microseconds=1)]
+
+
+def test_no_message_about_a_csv_shows_a_row(tmp_path):
+    (tmp_path / "task.csv").write_text("subject_id,prediction_time\n1,2020-01-01\n77,2014-04-30,oops\n")
+    with pytest.raises(FormatError, match="not a readable CSV file: Expected 2 columns, got 3") as error:
+        read_labels(tmp_path / "task.csv", split_of=SPLIT_OF)
+    assert "77" not in str(error.value)
+    assert error.value.__cause__ is None
+
+
+def test_a_folder_with_a_dot_keeps_its_name_and_a_name_that_leads_elsewhere_is_refused(tmp_path):
+    folder = a_file_a_split(tmp_path, frame(boolean_value=[True] * 9), ".csv").rename(tmp_path / "los.7d")
+    assert read_labels(folder).name == "los.7d"
+    found = read_labels(folder)
+    (tmp_path / "made").mkdir()
+    write_label_folder(
+        tmp_path / "made", dataclasses.replace(found, name="../escaped"), Manifest("labels", 2, ["x"], {})
+    )
+    with pytest.raises(FormatError, match="no plain name"):
+        read_labels(tmp_path / "made")
+
+
+def test_files_that_no_split_is_called_and_several_tasks_in_one_folder_are_refused(tmp_path):
+    table = frame(boolean_value=[True] * 9)
+    folder = a_file_a_split(tmp_path, table, ".csv")
+    write(folder / "test.csv", table)
+    with pytest.raises(FormatError, match=r"has test\.csv beside the files of its splits"):
+        read_labels(folder)
+    for name in ("death", "readmission"):
+        write(tmp_path / "two" / f"{name}.csv", table)
+    with pytest.raises(FormatError, match="give each task a folder of its own"):
+        read_labels(tmp_path / "two", split_of=SPLIT_OF)
+
+
 def test_whom_and_when_alone_is_labels_without_a_question(tmp_path):
     found = read(tmp_path)
     assert found.question is None
@@ -146,6 +215,14 @@ FAULTS = {
     "no number": ({"float_value": [np.nan, *[0.0] * 8]}, "has 1 values that are not finite numbers"),
     "time before": ({"time_days": [-1.0, *[0.0] * 8], "event": [True] * 9}, "numbers of days, 0 or more"),
     "time alone": ({"time_days": [1.0] * 9}, "labels lack the column event"),
+    "fraction of a label": ({"boolean_values": [[0.3], *[[1.0]] * 8]}, "has 1 values that are neither 0 nor 1"),
+    "code for a class": ({"integer_value": [20_000_000, *[0] * 8]}, "Give categorical_value for codes, or kind=regr"),
+    "numbers for names": ({"categorical_value": [1.0] * 9}, "column 'categorical_value' is double, expected string"),
+    "beyond 32 bits": ({"float_value": [1e300, *[0.0] * 8]}, "has 1 values that are not finite numbers of 32 bits"),
+    "seconds for times": (
+        {"subject_id": SUBJECTS, "prediction_time": [1_500_000_000] * 9, "boolean_value": [True] * 9},
+        "column 'prediction_time' is int64, expected timestamp",
+    ),
     "lists of two lengths": (
         {"boolean_values": [[True], *[[True, False]] * 8]},
         "lists of 1 to 2 labels; every sample needs all of them",

@@ -13,7 +13,8 @@ from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats import run as run_format
 from ehr_core.formats.folder import MANIFEST, read_json
 from ehr_core.formats.label_layout import label_files
-from ehr_core.formats.labels import KEY, typed
+from ehr_core.formats.label_values import typed
+from ehr_core.formats.labels import KEY
 from ehr_core.formats.parquet import read_table, write_table
 from ehr_core.formats.predictions import Predictions
 from ehr_core.formats.run import Run

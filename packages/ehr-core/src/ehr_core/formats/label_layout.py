@@ -22,6 +22,8 @@ def label_files(folder: Path) -> dict[str, list[Path]]:
     """Files of each split, or of the split ``""`` where they do not say. Raises FormatError when there are none."""
     if is_table(folder):
         return {"": [folder]}
+    if folder.suffix in SUFFIXES and not folder.exists():
+        raise FormatError(f"{folder} does not exist")
     if not folder.is_dir():
         raise FormatError(f"{folder} is not a folder; expected labels: {', '.join(f'{s}.parquet' for s in SPLITS)}")
     found = _layout(folder)
@@ -44,7 +46,24 @@ def _layout(folder: Path) -> dict[str, list[Path]]:
             raise FormatError(f"{folder} has both {alone[0].name} and a folder {split}; remove one")
         if alone or below:
             found[split] = alone or below
-    return found or ({"": files} if (files := _tables(folder, deep=False)) else {})
+    flat = _tables(folder, deep=False)
+    if found:
+        _refuse_others([path for path in flat if path.stem not in SPLITS], folder)
+        return found
+    if len(flat) > 1 and (named := [path for path in flat if not any(sign.isdigit() for sign in path.stem)]):
+        raise FormatError(
+            f"{folder} has {len(flat)} files, {named[0].name} among them, that are neither {', '.join(SPLITS)} nor "
+            "numbered shards; give each task a folder of its own"
+        )
+    return {"": flat} if flat else {}
+
+
+def _refuse_others(others: list[Path], folder: Path) -> None:
+    if others:
+        raise FormatError(
+            f"{folder} has {others[0].name} beside the files of its splits, which are called {', '.join(SPLITS)}; "
+            "rename or remove it"
+        )
 
 
 def _tables(folder: Path, deep: bool) -> list[Path]:

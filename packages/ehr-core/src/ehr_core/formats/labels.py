@@ -24,6 +24,7 @@ from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats.folder import MANIFEST, Manifest, digest_of, read_manifest, write_manifest
 from ehr_core.formats.label_layout import label_files
+from ehr_core.formats.label_values import typed
 from ehr_core.formats.parquet import read_table, write_table
 from ehr_core.outcomes import (
     BINARY,
@@ -37,23 +38,11 @@ from ehr_core.outcomes import (
 )
 
 FORMAT, VERSION = "labels", 2
+TEXT = ("categorical_value",)
+"""Columns of a CSV that are text, whatever they look like."""
+MOST_CLASSES = 10_000
+"""More numbers than this are no classes."""
 KEY = ("subject_id", "prediction_time")
-TYPES: dict[str, pa.DataType] = {
-    "subject_id": pa.int64(),
-    "prediction_time": pa.timestamp("us"),
-    "boolean_value": pa.bool_(),
-    "integer_value": pa.int64(),
-    "categorical_value": pa.string(),
-    "boolean_values": pa.list_(pa.bool_()),
-    "float_value": pa.float64(),
-    "time_days": pa.float64(),
-    "event": pa.bool_(),
-    "true_probability": pa.float64(),
-    "true_probabilities": pa.list_(pa.float64()),
-    "true_value": pa.float64(),
-    "true_risk": pa.float64(),
-}
-"""Every column that a label file may have and its type."""
 EVIDENCE: dict[str, str] = {
     "time_days": SURVIVAL,
     "boolean_values": MULTILABEL,
@@ -158,7 +147,10 @@ def read_labels(folder: Path, kind: str | None = None, split_of: Mapping[int, st
     if (folder / MANIFEST).is_file():
         content = read_manifest(folder, FORMAT, VERSION).content
         kind = content["question"]["kind"] if content["question"] else None
-    raw = {split: [(path, read_table(path)) for path in paths] for split, paths in files.items()}
+    raw = {
+        split: [(path, read_table(path, text=("categorical_value",))) for path in paths]
+        for split, paths in files.items()
+    }
     parts = [pair for pairs in raw.values() for pair in pairs]
     if not any(name in EVIDENCE for _, table in parts for name in table.column_names):
         kind = None
@@ -171,8 +163,11 @@ def read_labels(folder: Path, kind: str | None = None, split_of: Mapping[int, st
         tables = _divided(tables[""], folder, split_of)
     ordered = {split: tables[split].sort_by([(key, "ascending") for key in KEY]) for split in tables}
     _refuse_twins(ordered, folder)
-    found = Labels(content.get("name") or folder.resolve().stem, question, ordered, content)
-    return found
+    place = folder.resolve()
+    name = content.get("name") or (place.name if place.is_dir() else place.stem)
+    if Path(name).name != name or name in (".", ".."):
+        raise FormatError(f"{folder / MANIFEST} has a name of the task that is no plain name")
+    return Labels(name, question, ordered, content)
 
 
 def _present(parts: Iterable[tuple[Path, pa.Table]], name: str) -> bool:
@@ -197,11 +192,21 @@ def _question(parts: list[tuple[Path, pa.Table]], kind: str | None, content: Map
 def _names(parts: list[tuple[Path, pa.Table]], kind: str) -> tuple[str, ...]:
     """Classes or labels, as far as the values say; of a column of numbers, those up to the largest."""
     if kind == MULTICLASS and _present(parts, "categorical_value"):
-        texts = {text for _, column in _columns_named(parts, "categorical_value") for text in column.to_pylist()}
-        return tuple(sorted(str(text) for text in texts if text is not None))
+        columns = [
+            typed(column, "categorical_value", path) for path, column in _columns_named(parts, "categorical_value")
+        ]
+        return tuple(sorted({text for column in columns for text in pc.unique(column).to_pylist() if text is not None}))
     if kind == MULTICLASS:
-        most = [_whole(column, path).max(initial=-1) for path, column in _columns_named(parts, "integer_value")]
-        return _numbers(int(max(most, default=-1)) + 1)
+        found = [
+            (_whole(column, path).max(initial=-1), path) for path, column in _columns_named(parts, "integer_value")
+        ]
+        most, path = max(found, default=(-1, None))
+        if most >= MOST_CLASSES:
+            raise DataError(
+                f"{path}: integer_value has a class above {MOST_CLASSES - 1:,}; classes are numbered from 0. Give "
+                "categorical_value for codes, or kind=regression for numbers"
+            )
+        return _numbers(int(most) + 1)
     if kind == MULTILABEL:
         lists = [typed(column, "boolean_values", path) for path, column in _columns_named(parts, "boolean_values")]
         lengths = {n for column in lists for n in pc.list_value_length(column).to_pylist() if n is not None}
@@ -258,42 +263,18 @@ def _has(table: pa.Table, name: str) -> bool:
 
 def _numbered(table: pa.Table, names: tuple[str, ...]) -> pa.Table:
     """With ``integer_value`` where a file has names of classes alone."""
-    if "categorical_value" not in table.column_names or "integer_value" in table.column_names:
+    if "categorical_value" not in table.column_names or _has(table, "integer_value"):
         return table
+    table = table.select([name for name in table.column_names if name != "integer_value"])
     place = pc.index_in(table["categorical_value"].cast(pa.string()), value_set=pa.array(names, pa.string()))
     return table.append_column("integer_value", place.cast(pa.int64()))
-
-
-def typed(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
-    """A column in its type of `TYPES`. Raises DataError with file, column and count for values that are none of it."""
-    wanted = TYPES[name]
-    if pa.types.is_boolean(wanted) and not pa.types.is_boolean(column.type):
-        return _truth_values(column, name, path)
-    try:
-        if pa.types.is_timestamp(column.type) and column.type.tz is not None:
-            column = pc.local_timestamp(column.cast(pa.timestamp("us", "UTC")))
-        if pa.types.is_integer(wanted) and pa.types.is_floating(column.type):
-            raise pa.ArrowInvalid("it holds fractions or is a column of floats")
-        return column.cast(wanted)
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: column {name!r} is {column.type}, expected {wanted}") from error
-
-
-def _truth_values(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_null(column.type):
-        numbers = column.cast(pa.float64())
-        odd = pc.sum(pc.and_(pc.not_equal(numbers, 0.0), pc.not_equal(numbers, 1.0))).as_py() or 0
-        if not odd:
-            return pc.equal(numbers, 1.0)
-        raise DataError(f"{path}: column {name!r} has {odd} values that are neither 0 nor 1, neither true nor false")
-    raise DataError(f"{path}: column {name!r} is {column.type}, expected {TYPES[name]}: true and false, or 1 and 0")
 
 
 def _check_values(found: Mapping[str, pa.ChunkedArray], question: Question, path: Path) -> None:
     """Raise DataError for numbers that no outcome of the kind can have."""
     rules: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
         "integer_value": ("classes from 0 to {last}", lambda v: (v >= 0) & (v < len(question.names))),
-        "float_value": ("finite numbers", np.isfinite),
+        "float_value": ("finite numbers of 32 bits", lambda v: np.abs(v) <= np.finfo(np.float32).max),
         "time_days": ("finite numbers of days, 0 or more", lambda v: np.isfinite(v) & (v >= 0)),
     }
     for name, (words, fits) in rules.items():

@@ -1,5 +1,7 @@
 """Parquet and CSV tables read with errors that name the file, and Parquet written whole."""
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,18 +12,32 @@ from ehr_core.errors import FormatError
 from ehr_core.formats.folder import replacing
 
 
-def read_table(path: Path) -> pa.Table:
-    """A ``.parquet`` or ``.csv`` file. Raises FormatError that names the file when it is missing or damaged."""
+def read_table(path: Path, text: Collection[str] = ()) -> pa.Table:
+    """A ``.parquet`` or ``.csv`` file. Raises FormatError that names the file when it is missing or damaged.
+
+    Columns of a CSV that ``text`` names stay as they were typed, and are null where they are empty.
+    """
     try:
         # An open file, because a path may hold signs that Arrow would take for a pattern or an address; one of Arrow's
         # own, because buffers of a Python file may be freed on a thread of Arrow's when Python is gone, which aborts.
         with pa.OSFile(str(path)) as file:
-            return pa.csv.read_csv(file) if path.suffix == ".csv" else pq.read_table(file)
+            if path.suffix != ".csv":
+                return pq.read_table(file)
+            as_text = pa.csv.ConvertOptions(
+                column_types=dict.fromkeys(text, pa.string()),
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=False,
+            )
+            return pa.csv.read_csv(file, convert_options=as_text)
     except FileNotFoundError:
         raise FormatError(f"{path} is missing") from None
-    except (pa.ArrowException, OSError) as error:
-        kind = "CSV" if path.suffix == ".csv" else "Parquet"
-        raise FormatError(f"{path} is not a readable {kind} file: {str(error).splitlines()[0]}") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        words = str(error).splitlines()[0]
+        if path.suffix == ".csv":  # Arrow quotes the row, which is a patient's
+            columns = re.search(r"Expected \d+ columns, got \d+", words)
+            words = columns[0] if columns else "its text is not a table" if "Empty" not in words else "it is empty"
+            raise FormatError(f"{path} is not a readable CSV file: {words}") from None
+        raise FormatError(f"{path} is not a readable Parquet file: {words}") from error
 
 
 def write_table(path: Path, table: pa.Table) -> None:

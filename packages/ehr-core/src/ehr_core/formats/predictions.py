@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_core.errors import DataError
-from ehr_core.formats.labels import KEY, TYPES, label_array, typed
+from ehr_core.formats.label_values import TYPES, typed
+from ehr_core.formats.labels import KEY, label_array
 from ehr_core.formats.parquet import read_table, write_table
 from ehr_core.outcomes import BINARY, COLUMNS, MULTICLASS, Question
 

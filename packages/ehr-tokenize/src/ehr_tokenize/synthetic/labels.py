@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from ehr_core.formats.labels import TYPES
+from ehr_core.formats.label_values import TYPES
 from ehr_core.outcomes import COLUMNS, MULTILABEL
 
 from ehr_tokenize.synthetic import parameters as params
