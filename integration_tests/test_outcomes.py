@@ -138,3 +138,21 @@ def test_hidden_states_are_written_by_one_command(world, tmp_path):
     assert found.columns == ["subject_id", "prediction_time", "split", "hidden"]
     assert np.array(found["hidden"].to_list()).shape == (40, 32)
     assert Run(run).digest in (tmp_path / "H" / "manifest.json").read_text()
+
+
+def test_a_run_on_labels_is_applied_as_it_is_and_refuses_another_vocabulary(world, tmp_path):
+    run = world / "OUT" / "fitted" / "time_to_death" / "finetuned" / "run"
+    given = ["source=meds", f"source.path={world / 'NEW'}"]
+    call(tmp_path, "ehr-eval", "apply", f"fitted={run}", *given, "output=A")
+    fitted = world / "OUT" / "fitted" / "time_to_death" / "finetuned"
+    call(tmp_path, "ehr-eval", "apply", f"fitted={fitted}", *given, "output=B")
+    one, two = (read_predictions(tmp_path / name / "predictions.parquet").prediction for name in "AB")
+    np.testing.assert_array_equal(one, two)
+    for path in (world / "NEW").rglob("data/*/*.parquet"):
+        other = tmp_path / "other" / path.relative_to(world / "NEW")
+        other.parent.mkdir(parents=True, exist_ok=True)
+        pl.read_parquet(path).with_columns(code="X//" + pl.col("code")).write_parquet(other)
+    with pytest.raises(FormatError, match="of the events of these records are unknown to what was trained"):
+        ehr.load(run).predict(tmp_path / "other")
+    with pytest.raises(FormatError, match=r"With max_unknown above 0\.5 it is applied all the same"):
+        ehr.load(run).represent(tmp_path / "other")

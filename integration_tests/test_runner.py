@@ -109,7 +109,7 @@ def test_an_output_folder_of_ones_own_is_used(demo, tmp_path):
         (["source=meds"], "source.path is required: give source.path=..."),
         (["source=meds", "source.path=absent"], "absent"),
         (["world_size=0"], "world_size is"),
-        (["labels=absent", "source.num_subjects=30"], "absent is not a folder; expected labels"),
+        (["labels=absent", "source.num_subjects=30"], "absent does not exist; expected labels"),
         (["--fast"], "unknown option --fast"),
     ],
 )

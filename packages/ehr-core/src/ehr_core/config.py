@@ -8,9 +8,10 @@ nothing is instantiated from a config, so a run folder's config cannot make anyt
 import contextlib
 import dataclasses
 import difflib
+import math
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,9 @@ def to_settings(config: DictConfig) -> Any:
         settings: Any = OmegaConf.to_object(config)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise ConfigError(str(error).splitlines()[0]) from error
+    for name, value in _numbers(to_plain(settings), ""):
+        if not math.isfinite(value):
+            raise ConfigError(f"{name} is {value}; it must be a finite number")
     for group in MANY & set(vars(settings)):
         parts = {name: part for name, part in getattr(settings, group).items() if part is not None}
         for name, part in parts.items():
@@ -215,6 +219,15 @@ def to_settings(config: DictConfig) -> Any:
                 raise ConfigError(f"{group}.{name} is not chosen; choose it with {group}=[{','.join(parts)}]")
         setattr(settings, group, parts)
     return settings
+
+
+def _numbers(plain: Any, name: str) -> Iterator[tuple[str, float]]:
+    """Name and value of every float among settings."""
+    if isinstance(plain, float):
+        yield name, plain
+    parts = plain.items() if isinstance(plain, dict) else enumerate(plain) if isinstance(plain, list | tuple) else ()
+    for key, part in parts:
+        yield from _numbers(part, f"{name}.{key}" if name else str(key))
 
 
 def to_plain(settings: Any) -> Any:

@@ -19,6 +19,7 @@ from ehr_core.formats.labels import Labels, label_table, read_labels
 from ehr_core.formats.meds import shards, subject_splits
 from ehr_core.formats.predictions import FILE, Predictions, prediction_table, read_predictions, write_predictions
 from ehr_core.formats.run import Run
+from ehr_core.formats.tokens import TokenStore
 from ehr_core.outcomes import BINARY, MULTICLASS, MULTILABEL, Question
 from ehr_core.protocols import PredictJob
 from ehr_core.stages import NOT_APPLICABLE
@@ -28,6 +29,7 @@ from ehr_eval.datasets import dataset_name, output_folder, provided, with_all_sp
 from ehr_eval.features import FeatureSet, Histories, matrix
 from ehr_eval.fitted import ESTIMATOR, Fitted, open_fitted
 from ehr_eval.settings import ApplyConfig
+from ehr_eval.timing import describe_times
 from ehr_eval.user_labels import as_question, read_user_labels, source_of, write_user_labels
 
 FORMAT, VERSION = "predictions", 1
@@ -51,8 +53,12 @@ def apply(settings: ApplyConfig) -> Predictions:
         tempfile.TemporaryDirectory(prefix="ehr-eval-") as scratch,
     ):
         labels = _asked_labels(settings, fitted, dataset.path)
+        for line in describe_times(dataset.path, labels):
+            print(f"note: {line}", file=sys.stderr)
         (folder,) = write_user_labels({labels.name: labels}, Path(scratch) / "labels", dataset.digest).values()
         with token_store(source, tokenizer_of(fitted), settings.store) as store:
+            if store is not None:
+                TokenStore(store).check_known(settings.max_unknown)
             run = Path(settings.run) if settings.run else None
             apply_fitted(
                 fitted.path,

@@ -66,14 +66,14 @@ def open_fitted(path: Path) -> Fitted:
 
 def _open_run(path: Path) -> Fitted:
     manifest = read_manifest(path, run.FORMAT, run.VERSION)
-    if not manifest.content.get("labelled"):
+    if not manifest.content.get("question"):
         raise ConfigError(
             f"{path} is a run that was not trained on labels, so it answers no question; fit a predictor on it with "
             "ehr-eval fit run=RUN labels=DIR"
         )
     config = plugins.registry().get("predictor", FINETUNED).config
     assert config is not None, "it has settings"
-    task = str(manifest.content.get("task") or path.resolve().parent.parent.name)
+    task = str(manifest.content.get("stage") or "outcome").rpartition("/")[2]  # a predictor's stage ends in its task
     return Fitted(path, task, FINETUNED, "predictor", config(), _question(manifest.content, path), manifest)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ehr_core import MISSING
+from ehr_core.errors import ConfigError
 
 # -- baselines
 
@@ -155,6 +156,12 @@ class FeaturesConfig:
     max_codes: int = 500
     """At most so many codes, the most frequent ones."""
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError for numbers that cannot be."""
+        for name, value in (("min_count", self.min_count), ("max_codes", self.max_codes)):
+            if value < 1:
+                raise ConfigError(f"features.{name} is {value}; it must be at least 1")
+
 
 @dataclass
 class LabelConfig:
@@ -230,6 +237,8 @@ class ApplyConfig:
     """The dataset tokenized with the tokenizer of what was fitted. None: it is tokenized for the time being."""
     splits: list[str] = field(default_factory=lambda: ["train", "tuning", "held_out"])
     """Splits to predict."""
+    max_unknown: float = 0.5
+    """Records of which a larger share of events is unknown to a model are refused."""
     output: Path | None = None
     """Folder for predictions.parquet. None: outputs/DATE/TIME."""
     seed: int = 42

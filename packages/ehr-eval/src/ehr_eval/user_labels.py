@@ -21,6 +21,8 @@ def label_folders(path: Path) -> list[Path]:
     """Folders of labels, each of one task: ``path`` itself or those in it. Raises FormatError when there is none."""
     if has_labels(path):
         return [path]
+    if not path.exists():
+        raise FormatError(f"{path} does not exist; expected labels, or one folder of labels a task")
     if not path.is_dir():
         raise FormatError(f"{path} is not a folder; expected labels, or one folder of labels a task")
     found = [below for below in sorted(path.iterdir()) if below.is_dir() and has_labels(below)]

@@ -87,12 +87,12 @@ def check_job(
     return None
 
 
-def check_train(settings: TrainConfig) -> None:
-    """Raise ConfigError for a number that cannot be."""
+def check_train(settings: TrainConfig, where: str = "train") -> None:
+    """Raise ConfigError for a number that cannot be; ``where`` the user set it."""
     for name, least in LEAST.items():
         value = getattr(settings, name)
         if value is not None and not value >= least:
-            raise ConfigError(f"train.{name} is {value}; it must be at least {least:g}")
+            raise ConfigError(f"{where}.{name} is {value}; it must be at least {least:g}")
 
 
 def check_strategy(job: TrainJob, world_size: int) -> Any:

@@ -125,6 +125,21 @@ class TokenStore:
         """Names of the further columns, each with one value a token."""
         return list(self.manifest.content["columns"])
 
+    @property
+    def unknown(self) -> float:
+        """Share of all events that the vocabulary does not know; 0 where the manifest does not count them."""
+        counts = self.manifest.content.get("coverage", {}).get("all", {}).values()
+        events = sum(count["events"] for count in counts)
+        return sum(count["unk_events"] for count in counts) / events if events else 0.0
+
+    def check_known(self, most: float) -> None:
+        """Raise FormatError when more than a share of the events is unknown: these are not the records to apply to."""
+        if self.unknown > most:
+            raise FormatError(
+                f"{self.unknown:.0%} of the events of these records are unknown to what was trained; their codes "
+                f"belong to another vocabulary. With max_unknown above {most:g} it is applied all the same"
+            )
+
     def splits(self) -> list[str]:
         """Names of the splits there are."""
         return sorted(path.name for path in self.path.iterdir() if path.is_dir())

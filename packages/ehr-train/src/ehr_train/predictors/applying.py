@@ -41,8 +41,8 @@ def score(rows: Rows, batch_size: int, device: torch.device, function: Callable[
 
 
 def fitted_run(fitted: Path) -> Run:
-    """The run that a predictor left in what it fitted."""
-    return Run(fitted / RUN)
+    """The run that a predictor left in what it fitted; a run folder that was trained on labels is one itself."""
+    return Run(fitted / RUN if (fitted / RUN).is_dir() else fitted)
 
 
 def open_store(path: Path | None, run: Run) -> TokenStore:

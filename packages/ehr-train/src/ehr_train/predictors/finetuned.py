@@ -19,6 +19,7 @@ from ehr_core.formats.tokens import TokenStore
 from ehr_core.outcomes import BINARY, MULTICLASS, MULTILABEL, REGRESSION, SURVIVAL
 from ehr_core.protocols import FitJob, PredictJob
 
+from ehr_train.check import check_train
 from ehr_train.devices import autocast, choose_device
 from ehr_train.job import TrainJob, adapter_folder, adapter_of
 from ehr_train.launch import is_made, train
@@ -50,9 +51,9 @@ class Finetuned:
             component_settings("objective", settings.objective)
         if settings.adapter is not None and adapter_folder(settings.adapter) is None:
             adapter_of(settings.adapter)
-        for name in ("batch_size", "max_epochs", "patience", "min_labels"):
-            if getattr(settings, name) < 1:
-                raise ConfigError(f"predictors.finetuned.{name} is {getattr(settings, name)}; it must be at least 1")
+        check_train(schedule(settings, 1), "predictors.finetuned")
+        if settings.min_labels < 1:
+            raise ConfigError(f"predictors.finetuned.min_labels is {settings.min_labels}; it must be at least 1")
 
     def fit(self, job: FitJob) -> None:
         """Raises NotApplicable when the train labels are too few or of one class."""

@@ -32,7 +32,7 @@ def generate(settings: GenerateConfig) -> trajectories.Trajectories:
     if not {"causal", "cache"} <= set(learner.model.provides):
         raise NotApplicable(f"{run.path} is a model that cannot go on from what it reads: it needs causal and cache")
     labels = Path(settings.labels) if settings.labels is not None else None
-    with opened(run, settings.source, labels, list(settings.splits)) as (store, samples):
+    with opened(run, labels, settings) as (store, samples):
         prompts = prompts_of(run, store, samples)
         intervals = Intervals.load(run.tokenizer)
         return trajectories.generate(learner.model, run.vocabulary, prompts, settings.generation, intervals, output)

@@ -97,6 +97,8 @@ def _link(link: Path, target: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.is_symlink():
         link.unlink()
+    elif link.exists():
+        raise ConfigError(f"{link} is a copy where a link to a stage belongs; give another output")
     link.symlink_to(os.path.relpath(target, link.parent))
 
 

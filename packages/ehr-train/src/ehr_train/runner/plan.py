@@ -200,6 +200,11 @@ def _training_task(plan: Plan) -> str | None:
     s = plan.settings
     kinds = registry().get("objective", s.objective.name).outcomes
     if not kinds:
+        if s.label_task is not None:
+            raise ConfigError(
+                f"label_task={s.label_task}: objective {s.objective.name!r} learns from no labels; leave it out, or "
+                "choose an objective that does"
+            )
         return None
     fitting = [name for name, question in plan.outcomes.items() if question.kind in kinds]
     if s.label_task is not None:

@@ -25,7 +25,7 @@ def represent(settings: RepresentConfig) -> pa.Table:
     check_free(output)
     loaded = api.load(settings.run, settings.device)
     labels = Path(settings.labels) if settings.labels is not None else None
-    with opened(loaded.run, settings.source, labels, list(settings.splits)) as (store, samples):
+    with opened(loaded.run, labels, settings) as (store, samples):
         hidden_ND = loaded.represent(store.path, samples, settings.layer, settings.pooling).astype(np.float32)
         rows = [
             samples.tables[split]

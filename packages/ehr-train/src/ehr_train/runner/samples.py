@@ -1,6 +1,7 @@
 """Records and samples as a trained run reads them: tokenized with its tokenizer, for the time being."""
 
 import contextlib
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,29 +14,36 @@ from ehr_core.formats.run import Run
 from ehr_core.formats.tokens import TokenStore
 from ehr_eval.applying import last_events
 from ehr_eval.datasets import provided, with_all_splits
+from ehr_eval.timing import describe_times
 from ehr_eval.user_labels import read_user_labels
 from ehr_tokenize import TokenizeConfig, tokenize
 
+from ehr_train.runner.settings import SamplesConfig
+
 
 @contextlib.contextmanager
-def opened(run: Run, source: Any, labels: Path | None, splits: list[str]) -> Iterator[tuple[TokenStore, Labels]]:
-    """The records of a source's settings as tokens, and the samples of the splits: labels, or everyone's last event.
+def opened(run: Run, labels: Path | None, settings: SamplesConfig) -> Iterator[tuple[TokenStore, Labels]]:
+    """The records of a source as tokens, and the samples of the splits: labels, or everyone's last event.
 
     Raises ConfigError, before any work, for splits that there are none of; DataError where no sample is left.
     """
+    splits = list(settings.splits)
     if wrong := [split for split in splits if split not in SPLITS]:
         raise ConfigError(f"splits has {wrong[0]!r}; allowed: {', '.join(SPLITS)}")
     with (
-        with_all_splits(source) as whole,
+        with_all_splits(settings.source) as whole,
         provided(whole) as dataset,
         tempfile.TemporaryDirectory(prefix="ehr-train-") as scratch,
     ):
         samples = _samples(labels, dataset.path)
+        for line in describe_times(dataset.path, samples):
+            print(f"note: {line}", file=sys.stderr)
         tables = {split: table for split, table in samples.tables.items() if split in splits and len(table)}
         if not tables:
             raise DataError(f"there is no sample in the splits {', '.join(splits)}")
         output = Path(scratch) / "store"
         store = tokenize(TokenizeConfig(source=whole, fitted=run.tokenizer, output=output, executor=_serial()))
+        store.check_known(settings.max_unknown)
         yield store, Labels(samples.name, samples.question, tables, samples.content)
 
 

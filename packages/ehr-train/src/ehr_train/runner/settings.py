@@ -109,6 +109,8 @@ class SamplesConfig:
     """Splits to take samples from."""
     device: str = "auto"
     """auto (a GPU when there is one), cpu or cuda."""
+    max_unknown: float = 0.5
+    """Records of which a larger share of events is unknown to the run are refused."""
     output: Path = MISSING
     """Folder to make."""
 
