@@ -218,3 +218,28 @@ def test_help_lists_groups_and_settings(world):
     text = config.describe("work")
     assert "model       large, small, wide" in text
     assert "steps: 10" in text
+
+
+@dataclass
+class Base:
+    """Settings that others share."""
+
+    seed: int = 1
+    """Where
+    it ``begins``."""
+    silent: int = 2
+
+
+@dataclass
+class Derived(Base):
+    """With one of its own."""
+
+    output: str = "x"
+    """The folder."""
+
+
+def test_help_has_the_words_below_each_setting():
+    from ehr_core.descriptions import columns, described
+
+    assert described(Derived) == {"seed": "Where it begins.", "output": "The folder."}
+    assert columns(described(Derived)) == ["  seed    Where it begins.", "  output  The folder."]

@@ -98,7 +98,8 @@ def program(name: str, distribution: str, default: str, *others: str, **words: s
         if arguments[:1] in (["-V"], ["--version"]):
             print(f"{distribution} {installed_version(distribution)}")
             return 0
-        command = chosen[arguments.pop(0)] if arguments[:1] and arguments[0] in chosen else default
+        word = arguments.pop(0) if arguments[:1] and arguments[0] in chosen else ""
+        command = chosen[word] if word else default
         if not command and asks_help:
             print(f"usage: {name} COMMAND [key=value ...]    ({name} COMMAND --help: its settings)\n\n{_words(chosen)}")
             return 0
@@ -108,7 +109,7 @@ def program(name: str, distribution: str, default: str, *others: str, **words: s
             )
             print(f"{name}: error: {wrong}. Commands: {', '.join(chosen)}.", file=sys.stderr)
             return 2
-        status = guarded(name, lambda rest: run(name, command, rest), arguments)
+        status = guarded(name, lambda rest: run(f"{name} {word}".rstrip(), command, rest), arguments)
         if asks_help and len(chosen) > 1:
             print(f"\n{name} COMMAND [key=value ...] for others:\n{_words(chosen, but=default)}")
         return status

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ehr_core import recipes
 from ehr_core.config_source import conf_folders, config_name, places, register
+from ehr_core.descriptions import columns, described
 from ehr_core.errors import ConfigError
 from ehr_core.plugins import KINDS, registry
 
@@ -284,7 +285,7 @@ def component_settings(kind: str, value: Any) -> Any:
 
 
 def describe(command: str) -> str:
-    """The help text of a command: groups with their options, then every setting with its default, as YAML."""
+    """The help text of a command: groups with their options, every setting with its default, and what they mean."""
     config = compose(command, [])
     lines = ["Groups (choose with group=name, several with group=[a,b]):"]
     for group, names in sorted(options().items()):
@@ -292,4 +293,7 @@ def describe(command: str) -> str:
             lines.append(f"  {group:<11} {', '.join(names)}")
     lines += ["", "Settings and defaults (override with key=value; ??? must be given):"]
     lines += [f"  {line}" for line in as_yaml(config).rstrip().splitlines()]
+    settings = registry().get("command", command).config
+    if settings is not None and (texts := described(settings)):
+        lines += ["", "What they mean:", *columns(texts)]
     return "\n".join(lines)
