@@ -8,9 +8,12 @@ from pathlib import Path
 
 import ehr
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
 import pytest
 import torch
 from ehr_core.errors import ConfigError, EhrError
+from ehr_core.formats.labels import KEY, read_labels
 from ehr_core.formats.run import Run
 from safetensors.numpy import load_file
 
@@ -154,3 +157,20 @@ def test_a_recipe_is_read_from_any_folder_and_the_command_line_wins(records, tmp
     weights = [checkpoint(run)["model"] for run in runs]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert len(list((tmp_path / "here" / "both" / "stages").glob("tokens-*"))) == 1
+
+
+def test_one_file_of_labels_serves_records_that_are_still_to_be_written(records, tmp_path, capfd):
+    found = ehr.label("source=meds", f"source.path={records}", "task=readmission_30d", f"output={tmp_path / 'labels'}")
+    labels = found["readmission_30d"]
+    whole = pa.concat_tables([labels.tables[split].select((*KEY, "boolean_value")) for split in labels.splits])
+    pa.csv.write_csv(whole, tmp_path / "back.csv")
+    ehr.run("source=synthetic", "source.num_subjects=120", f"labels={tmp_path / 'back.csv'}", *SMALL,
+            "predictors=logistic", f"output={tmp_path / 'out'}")  # fmt: skip
+    told = capfd.readouterr().err
+    positive = sum(labels.array(split).sum() for split in labels.splits) / len(whole)
+    assert f"given, binary, {len(whole):,} samples, {positive:.1%} positive" in told
+    assert "note: none of the predictors uses the model" in told
+    kept = read_labels(tmp_path / "out" / "labels" / "back")
+    assert {split: kept.array(split).tolist() for split in kept.splits} == {
+        split: labels.array(split).tolist() for split in labels.splits
+    }

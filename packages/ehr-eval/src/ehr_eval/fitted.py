@@ -56,6 +56,10 @@ def open_fitted(path: Path) -> Fitted:
         return Fitted(path, path.parent.name, path.name, "", None, None, None, reason)
     if (path / MANIFEST).is_file() and read_json(path / MANIFEST).get("format") == run.FORMAT:
         return _open_run(path)
+    if path.is_dir() and not (path / MANIFEST).is_file():
+        below = sorted(place.parent for place in path.glob("*/" + MANIFEST))
+        if below:
+            raise FormatError(f"{path} is no fitted predictor itself; in it are {', '.join(map(str, below))}")
     manifest = read_manifest(path, FORMAT, VERSION)
     content = manifest.content
     kind = str(content["kind"])

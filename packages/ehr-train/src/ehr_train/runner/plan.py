@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ehr_core.config import to_plain
+from ehr_core.constants import SPLITS as SPLITS_OF_MEDS
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.folder import digest_of
-from ehr_core.formats.labels import read_labels
+from ehr_core.formats.labels import Labels, read_labels
 from ehr_core.formats.meds import shards, subject_splits
 from ehr_core.formats.run import Run
 from ehr_core.formats.tokens import TokenStore
-from ehr_core.outcomes import Question
+from ehr_core.outcomes import BINARY, MULTICLASS, Question
 from ehr_core.plugins import build, registry
 from ehr_core.stages import Given, Graph, Stage, check_writable, settings_key
 from ehr_eval.evaluation import check_scoring
@@ -148,15 +149,35 @@ def _add_labels(plan: Plan, meds: Stage | Given) -> None:
     folders = label_folders(Path(s.labels))
     if isinstance(meds, Given):  # everything about them can be checked now
         read_user_labels(Path(s.labels), meds.path, s.kind)
-    splits = subject_splits(shards(meds.path)) if isinstance(meds, Given) else None
+    splits = subject_splits(shards(meds.path)) if isinstance(meds, Given) else _Unwritten()
     for folder in folders:
         labels = read_labels(folder, s.kind, splits)
         plan.outcomes[labels.name] = labels.asked()
         given = {"labels": Given.of(folder), "meds": meds}
         settings = steps.GivenLabels(labels.name, s.kind)
-        words = f"given, {labels.asked().kind}"
+        words = f"given, {_told(labels)}"
         stage = plan.graph.add(f"labels/{labels.name}", steps.take_labels, settings, given, words=words, whole=True)
         plan.labels[labels.name] = stage
+
+
+class _Unwritten(dict[int, str]):
+    """Splits of subjects whose records are still to be written: what the labels ask does not depend on them."""
+
+    def get(self, key: int, default: Any = None) -> Any:
+        return SPLITS_OF_MEDS[0]
+
+
+def _told(labels: Labels) -> str:
+    """What labels hold, so that a wrong reading of them shows."""
+    question = labels.asked()
+    rows = sum(len(table) for table in labels.tables.values())
+    told = f"{question.kind}, {rows:,} samples"
+    if question.kind == BINARY and rows:
+        positive = sum(labels.array(split).sum() for split in labels.splits)
+        told += f", {positive / rows:.1%} positive"
+    if question.kind == MULTICLASS:
+        told += f", {len(question.names)} classes"
+    return told
 
 
 def _given_store_labels(plan: Plan) -> Stage | Given | None:

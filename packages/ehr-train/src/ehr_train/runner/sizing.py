@@ -94,6 +94,8 @@ def _lines(plan: Plan, data: Data) -> Iterator[str]:
             batch = training.batch_size * plan.world_size
             yield f"{task}, {predictor}: at most {count:,} steps of {batch} rows, about {duration(took)}"
     yield f"tokens and models: about {duration(seconds)} in all"
+    if plan.fitted and not any("run" in stage.inputs for stage in plan.fitted.values()):
+        yield "note: none of the predictors uses the model; ehr-eval benchmark compares baselines without one"
 
 
 def _job(plan: Plan, data: Data) -> TrainJob:
