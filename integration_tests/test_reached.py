@@ -113,6 +113,17 @@ def test_a_dry_run_refuses_what_training_would(records, tmp_path, wrong, message
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_beside_the_run_that_is_started_from_is_refused(train, records, tmp_path):
+    run = train(ALONE)
+    given = ["source=meds", f"source.path={records}", f"start_from={run.path}", ALONE, f"output={tmp_path / 'next'}"]
+    with pytest.raises(ConfigError, match="goes on with that run's model; leave out model"):
+        ehr.run(*given, "model.width=16")
+    ehr.run(*given, "train.max_steps=2", "train.learning_rate=0")
+    again = Run(tmp_path / "next" / "pretrain")
+    for name, tensor in checkpoint(run)["model"].items():
+        torch.testing.assert_close(checkpoint(again)["model"][name], tensor)
+
+
 def test_an_output_of_other_settings_is_not_overwritten(train, tmp_path):
     first = train(ALONE)
     digest = first.digest

@@ -109,6 +109,8 @@ def _check_settings(s: RunnerConfig, stages: Path) -> None:
         raise ConfigError(f"adapter_from={s.adapter_from} is no folder with an adapter.json")
     if s.start_from is not None:
         Run(s.start_from)
+        if s.model is not None and s.model != _usual("model"):
+            raise ConfigError(f"start_from={s.start_from} goes on with that run's model; leave out model")
     scoring_of(s)
 
 
