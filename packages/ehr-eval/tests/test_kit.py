@@ -1,10 +1,15 @@
 """Each check of baselines, metrics and tasks passes on our own and fails on one that breaks what it checks."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
+from ehr_core.errors import EhrError
+from ehr_core.formats.folder import read_json, write_json
+from ehr_core.formats.labels import read_labels
 from ehr_core.outcomes import BINARY, MULTICLASS, REGRESSION
 from ehr_core.protocols import OutcomeCodes
 from ehr_core.testing import score_checks, task_checks
@@ -183,3 +188,70 @@ def test_a_wrong_task_is_told_what_is_wrong(wrong, config, outcome, message, tmp
 
 def test_our_tasks_pass(tmp_path):
     check_task(component(InHospitalMortality, InHospitalMortalityConfig, BINARY), tmp_path)
+
+
+# -- predictors
+
+
+@dataclass
+class PredictorConfig:
+    """Answers with the share of positives of the train labels."""
+
+    name: str = "share"
+
+
+class Share:
+    needs_run = False
+
+    def __init__(self, settings):
+        pass
+
+    def fit(self, job):
+        write_json(job.output / "share.json", float(read_labels(job.labels).array("train").mean()))
+
+    def predict(self, job):
+        answer = read_json(job.fitted / "share.json")
+        return {split: np.full(len(read_labels(job.labels).tables[split]), answer) for split in job.splits}
+
+    def tokenizer(self, fitted):
+        return None
+
+
+class KeepsItInWork(Share):
+    """Leaves what it needs in the folder that goes away."""
+
+    def fit(self, job):
+        super().fit(job)
+        write_json(job.output / "share.json", str(job.work / "share.json"))
+        write_json(job.work / "share.json", 0.5)
+
+    def predict(self, job):
+        return {s: np.full(1, read_json(Path(read_json(job.fitted / "share.json")))) for s in job.splits}
+
+
+class ForgetsASample(Share):
+    def predict(self, job):
+        return {split: answers[1:] for split, answers in super().predict(job).items()}
+
+
+class Wavers(Share):
+    def predict(self, job):
+        return {split: np.random.default_rng().random(len(a)) for split, a in super().predict(job).items()}
+
+
+PREDICTORS = [
+    (KeepsItInWork, (OSError, EhrError), "share.json"),
+    (ForgetsASample, AssertionError, "predictions have shape"),
+    (Wavers, AssertionError, "two predictions from one fit differ"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), PREDICTORS)
+def test_a_wrong_predictor_is_told_what_is_wrong(wrong, error, message, tmp_path):
+    for name, part in (("right", Share), ("wrong", wrong)):
+        (tmp_path / name).mkdir()
+        if part is Share:
+            score_checks.check_predictor("predictor", component(part, PredictorConfig, BINARY), tmp_path / name)
+            continue
+        with pytest.raises(error, match=message):
+            score_checks.check_predictor("predictor", component(part, PredictorConfig, BINARY), tmp_path / name)
