@@ -5,7 +5,7 @@ import functools
 import pytest
 import yaml
 from ehr_core import config
-from ehr_core.config_source import conf_folders
+from ehr_core.config.sources import conf_folders
 from ehr_core.errors import ConfigError
 from ehr_core.plugins import KINDS, registry
 from ehr_core.recipes import FOLDER

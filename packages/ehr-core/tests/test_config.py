@@ -239,7 +239,7 @@ class Derived(Base):
 
 
 def test_help_has_the_words_below_each_setting():
-    from ehr_core.descriptions import columns, described
+    from ehr_core.config.descriptions import columns, described
 
     assert described(Derived) == {"seed": "Where it begins.", "output": "The folder."}
     assert columns(described(Derived)) == ["  seed    Where it begins.", "  output  The folder."]

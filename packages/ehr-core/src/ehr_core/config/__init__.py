@@ -25,8 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ehr_core import recipes
-from ehr_core.config_source import conf_folders, config_name, places, register
-from ehr_core.descriptions import columns, described
+from ehr_core.config.descriptions import columns, described
+from ehr_core.config.sources import conf_folders, config_name, places, register
 from ehr_core.errors import ConfigError
 from ehr_core.plugins import KINDS, registry
 
