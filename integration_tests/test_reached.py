@@ -113,6 +113,24 @@ def test_a_dry_run_refuses_what_training_would(records, tmp_path, wrong, message
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("max_steps=0", r"predictors\.finetuned\.max_steps is 0"),
+        ("learning_rate=-1", r"predictors\.finetuned\.learning_rate is -1"),
+        ("weight_decay=-1", r"predictors\.finetuned\.weight_decay is -1"),
+        ("learning_rate=nan", r"predictors\.finetuned\.learning_rate is nan; it must be a finite number"),
+        ("objective=regression", "regression"),
+        ("objective=masked", "masked"),
+        ("adapter={name: lora, rank: 0}", "rank is 0"),
+    ],
+)
+def test_a_dry_run_refuses_what_fine_tuning_would(records, tmp_path, wrong, message):
+    given = ["source=meds", f"source.path={records}", *SMALL, "task=readmission_30d", f"output={tmp_path / 'out'}"]
+    with pytest.raises(EhrError, match=message):
+        ehr.run(*given, "predictors=finetuned", f"predictors.finetuned.{wrong}", "dry_run=true")
+
+
 def test_a_model_beside_the_run_that_is_started_from_is_refused(train, records, tmp_path):
     run = train(ALONE)
     given = ["source=meds", f"source.path={records}", f"start_from={run.path}", ALONE, f"output={tmp_path / 'next'}"]

@@ -16,7 +16,8 @@ from ehr_core.errors import ConfigError, NotApplicable
 from ehr_core.formats.labels import Labels
 from ehr_core.formats.run import Run, link
 from ehr_core.formats.tokens import TokenStore
-from ehr_core.outcomes import BINARY, MULTICLASS, MULTILABEL, REGRESSION, SURVIVAL
+from ehr_core.outcomes import BINARY, MULTICLASS, MULTILABEL, REGRESSION, SURVIVAL, Question
+from ehr_core.plugins import build
 from ehr_core.protocols import FitJob, PredictJob
 
 from ehr_train.check import check_train
@@ -50,7 +51,7 @@ class Finetuned:
         if settings.objective is not None:
             component_settings("objective", settings.objective)
         if settings.adapter is not None and adapter_folder(settings.adapter) is None:
-            adapter_of(settings.adapter)
+            build("adapter", adapter_of(settings.adapter)[0])
         check_train(schedule(settings, 1), "predictors.finetuned")
         if settings.min_labels < 1:
             raise ConfigError(f"predictors.finetuned.min_labels is {settings.min_labels}; it must be at least 1")
@@ -76,8 +77,7 @@ class Finetuned:
         begin = Run(job.run or "")
         model: Any = begin.settings["model"]
         question = labels.asked()
-        objective = component_settings("objective", settings.objective or OBJECTIVES[question.kind])
-        check_kind(objective.name, question)
+        objective = objective_of(settings, question)
         # The output layer of a model that does not tie it gets no gradient here.
         strategy = DdpConfig(device=settings.device, find_unused_parameters=True)
         if job.strategy is not None:
@@ -120,6 +120,13 @@ class Finetuned:
     def tokenizer(self, fitted: Path) -> Path | None:
         """The run's."""
         return fitted_run(fitted).tokenizer
+
+
+def objective_of(settings: FinetunedConfig, question: Question) -> Any:
+    """Settings of the objective that learns a question. Raises ConfigError for one that was chosen and does not."""
+    objective = component_settings("objective", settings.objective or OBJECTIVES[question.kind])
+    check_kind(objective.name, question)
+    return objective
 
 
 def schedule(settings: FinetunedConfig, context: int) -> TrainConfig:

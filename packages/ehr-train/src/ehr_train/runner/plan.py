@@ -24,8 +24,10 @@ from ehr_eval.user_labels import label_folders, read_user_labels
 from ehr_train.check import Plan as Guess
 from ehr_train.check import check_job
 from ehr_train.job import FREE, TrainJob
+from ehr_train.predictors.finetuned import objective_of
 from ehr_train.runner import steps
 from ehr_train.runner.settings import CHOICES, RunnerConfig
+from ehr_train.settings import FinetunedConfig
 
 SPLITS = ("tuning", "held_out")
 """Predicted beside the one that is scored."""
@@ -313,6 +315,8 @@ def _add_predictions(plan: Plan, meds: Stage | Given, tokens: Stage, predictors:
     applying = steps.Applying(tuple(dict.fromkeys([*SPLITS, s.evaluation.split])), s.seed)
     for task, chosen in predictors.items():
         for name, part in chosen.items():
+            if isinstance(part, FinetunedConfig):
+                objective_of(part, plan.outcomes[task])
             inputs: dict[str, Stage | Given] = {"meds": meds, "labels": plan.labels[task]}
             settings = steps.Fitting(name, part, s.seed, task=s.task.get(task))
             if kind_of(part) == "baseline":
