@@ -67,3 +67,14 @@ def test_a_dry_run_that_cannot_judge_says_why(records, tmp_path, capfd, monkeypa
     asked = ["objective=classification", "task=in_hospital_mortality", "dry_run=true"]
     dry = lines_of(records, tmp_path / "out", capfd, *asked)
     assert any("cannot be judged from a sample of the records: " in line for line in dry)
+
+
+def test_a_dry_run_on_a_store_that_is_there_learns_vectors_of_its_own(records, tmp_path, capfd):
+    ehr.tokenize("source=meds", f"source.path={records}", f"output={tmp_path / 'store'}")
+    given = [part for part in SETTINGS if not part.startswith(("predictors", "evaluation"))]
+    asked = ["model=bert", "objective=masked", "embedding=ppmi", "embedding.width=24", "dry_run=true"]
+    ehr.run(f"store={tmp_path / 'store'}", *given, *asked)
+    (found,) = numbers(capfd.readouterr().err.splitlines(), r"pretrain: ([\d,]+) parameters")
+    ehr.run(f"store={tmp_path / 'store'}", *given, *asked[:2], "dry_run=true")
+    (plain,) = numbers(capfd.readouterr().err.splitlines(), r"pretrain: ([\d,]+) parameters")
+    assert found != plain

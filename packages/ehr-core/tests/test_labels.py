@@ -252,7 +252,7 @@ def test_a_sample_twice_a_strange_subject_and_strange_ids_are_refused(tmp_path):
 
 
 def test_a_folder_without_labels_or_with_two_of_one_split_is_refused(tmp_path):
-    with pytest.raises(FormatError, match="is not a folder; expected labels"):
+    with pytest.raises(FormatError, match="does not exist; expected labels"):
         read_labels(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FormatError, match="has no labels"):

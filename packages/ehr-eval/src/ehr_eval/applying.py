@@ -29,7 +29,7 @@ from ehr_eval.datasets import dataset_name, output_folder, provided, with_all_sp
 from ehr_eval.features import FeatureSet, Histories, matrix
 from ehr_eval.fitted import ESTIMATOR, Fitted, open_fitted
 from ehr_eval.settings import ApplyConfig
-from ehr_eval.timing import describe_times
+from ehr_eval.timing import say_times
 from ehr_eval.user_labels import as_question, read_user_labels, source_of, write_user_labels
 
 FORMAT, VERSION = "predictions", 1
@@ -53,8 +53,7 @@ def apply(settings: ApplyConfig) -> Predictions:
         tempfile.TemporaryDirectory(prefix="ehr-eval-") as scratch,
     ):
         labels = _asked_labels(settings, fitted, dataset.path)
-        for line in describe_times(dataset.path, labels):
-            print(f"note: {line}", file=sys.stderr)
+        say_times(dataset.path, labels)
         (folder,) = write_user_labels({labels.name: labels}, Path(scratch) / "labels", dataset.digest).values()
         with token_store(source, tokenizer_of(fitted), settings.store) as store:
             if store is not None:

@@ -6,7 +6,6 @@ OUTPUT/predictions/<task>/<predictor>/predictions.parquet
 """
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from ehr_eval.fitting import fit_predictor
 from ehr_eval.labelling import reasons_in, task_codes
 from ehr_eval.parts import choose_predictors, kind_of, needs_run
 from ehr_eval.settings import FitConfig, PredictConfig
-from ehr_eval.timing import describe_times
+from ehr_eval.timing import say_times
 from ehr_eval.user_labels import label_folders, read_user_labels, write_user_labels
 
 
@@ -130,8 +129,8 @@ def prepared(settings: FitConfig, check: Callable[[Mapping[str, str]], object] |
     learns = not parts or any(kind_of(part) == "baseline" for part in parts.values())
     with provided(settings.source) as dataset:
         labels = read_user_labels(Path(settings.labels), dataset.path, settings.kind, fit=learns)
-        for line in (line for found in labels.values() for line in describe_times(dataset.path, found)):
-            print(f"note: {line}", file=sys.stderr)
+        for found in labels.values():
+            say_times(dataset.path, found)
         outcomes = {name: found.asked().kind for name, found in labels.items()}
         if check is not None:
             check(outcomes)

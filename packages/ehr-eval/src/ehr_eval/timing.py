@@ -1,5 +1,6 @@
 """Prediction times that may not be what was meant, counted: before anything is known, after death, long after."""
 
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -41,6 +42,12 @@ def odd_times(meds: Path, labels: Labels) -> dict[str, int]:
         counts = known.select(**{name: rule.fill_null(False).sum() for name, rule in odd.items()}).row(0, named=True)
         found = {name: found[name] + counts[name] for name in found}
     return found
+
+
+def say_times(meds: Path, labels: Labels) -> None:
+    """`describe_times` on standard error."""
+    for line in describe_times(meds, labels):
+        print(f"note: {line}", file=sys.stderr)
 
 
 def describe_times(meds: Path, labels: Labels) -> list[str]:

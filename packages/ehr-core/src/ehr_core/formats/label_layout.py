@@ -22,8 +22,8 @@ def label_files(folder: Path) -> dict[str, list[Path]]:
     """Files of each split, or of the split ``""`` where they do not say. Raises FormatError when there are none."""
     if is_table(folder):
         return {"": [folder]}
-    if folder.suffix in SUFFIXES and not folder.exists():
-        raise FormatError(f"{folder} does not exist")
+    if not folder.exists():
+        raise FormatError(f"{folder} does not exist; expected labels")
     if not folder.is_dir():
         raise FormatError(f"{folder} is not a folder; expected labels: {', '.join(f'{s}.parquet' for s in SPLITS)}")
     found = _layout(folder)

@@ -147,10 +147,7 @@ def read_labels(folder: Path, kind: str | None = None, split_of: Mapping[int, st
     if (folder / MANIFEST).is_file():
         content = read_manifest(folder, FORMAT, VERSION).content
         kind = content["question"]["kind"] if content["question"] else None
-    raw = {
-        split: [(path, read_table(path, text=("categorical_value",))) for path in paths]
-        for split, paths in files.items()
-    }
+    raw = {split: [(path, read_table(path, text=TEXT)) for path in paths] for split, paths in files.items()}
     parts = [pair for pairs in raw.values() for pair in pairs]
     if not any(name in EVIDENCE for _, table in parts for name in table.column_names):
         kind = None

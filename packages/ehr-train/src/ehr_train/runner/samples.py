@@ -1,22 +1,18 @@
 """Records and samples as a trained run reads them: tokenized with its tokenizer, for the time being."""
 
 import contextlib
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.labels import Labels
 from ehr_core.formats.run import Run
 from ehr_core.formats.tokens import TokenStore
-from ehr_eval.applying import last_events
+from ehr_eval.applying import last_events, token_store
 from ehr_eval.datasets import provided, with_all_splits
-from ehr_eval.timing import describe_times
+from ehr_eval.timing import say_times
 from ehr_eval.user_labels import read_user_labels
-from ehr_tokenize import TokenizeConfig, tokenize
 
 from ehr_train.runner.settings import SamplesConfig
 
@@ -33,18 +29,17 @@ def opened(run: Run, labels: Path | None, settings: SamplesConfig) -> Iterator[t
     with (
         with_all_splits(settings.source) as whole,
         provided(whole) as dataset,
-        tempfile.TemporaryDirectory(prefix="ehr-train-") as scratch,
     ):
         samples = _samples(labels, dataset.path)
-        for line in describe_times(dataset.path, samples):
-            print(f"note: {line}", file=sys.stderr)
+        say_times(dataset.path, samples)
         tables = {split: table for split, table in samples.tables.items() if split in splits and len(table)}
         if not tables:
             raise DataError(f"there is no sample in the splits {', '.join(splits)}")
-        output = Path(scratch) / "store"
-        store = tokenize(TokenizeConfig(source=whole, fitted=run.tokenizer, output=output, executor=_serial()))
-        store.check_known(settings.max_unknown)
-        yield store, Labels(samples.name, samples.question, tables, samples.content)
+        with token_store(whole, run.tokenizer, None) as made:
+            assert made is not None, "a run has a tokenizer"
+            store = TokenStore(made)
+            store.check_known(settings.max_unknown)
+            yield store, Labels(samples.name, samples.question, tables, samples.content)
 
 
 def _samples(labels: Path | None, meds: Path) -> Labels:
@@ -54,9 +49,3 @@ def _samples(labels: Path | None, meds: Path) -> Labels:
     if len(found) > 1:
         raise ConfigError(f"labels={labels} has the tasks {', '.join(found)}; give the folder of one")
     return next(iter(found.values()))
-
-
-def _serial() -> Any:
-    from ehr_core.plugin import SerialConfig
-
-    return SerialConfig()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -62,12 +63,15 @@ def sizes(plan: Plan) -> list[str]:
     if plan.ready and all(stage.done for stage in plan.labels.values()):
         found = {task: stage.path / task for task, stage in plan.labels.items() if stage.reason is None}
         return list(_lines(plan, Data(plan.run.inputs["tokens"].path, found)))
-    tokens = plan.graph.get("tokens")
-    records = tokens.inputs["meds"]
+    tokens = plan.run.inputs["tokens"]
+    records = tokens.inputs["meds"] if isinstance(tokens, Stage) else None
     if isinstance(records, Stage) and not records.done:
         return ["parameters, steps and time depend on the records, and are said when these are written"]
     with tempfile.TemporaryDirectory(prefix="ehr-sample-") as scratch:
-        data = sample(plan, tokens, records.path, Path(scratch))
+        data = sample(plan, tokens, Path(scratch)) if isinstance(tokens, Stage) else Data(tokens.path, {})
+        if "vectors" in plan.run.inputs:
+            data.vectors = Path(scratch) / "vectors"
+            steps.embed_tokens(data.vectors, plan.settings.embedding, tokens=data.tokens)
         try:
             return list(_lines(plan, data))
         except (NotApplicable, DataError) as error:  # a few subjects may lack what all of them have
@@ -129,20 +133,16 @@ def _fine_tuning(plan: Plan, data: Data, folder: Path, training: TrainConfig, ca
 # -- a sample of the records
 
 
-def sample(plan: Plan, tokens: Stage, records: Path, scratch: Path) -> Data:
+def sample(plan: Plan, tokens: Stage, scratch: Path) -> Data:
     """Tokens and labels of some subjects, made in a folder for the time being."""
+    records = tokens.inputs["meds"].path
     meds, part = copy_some(records, scratch / "meds")
     folders = {name: given.path for name, given in tokens.inputs.items()}
     started = time.monotonic()
     serial = component_settings("executor", "serial")
-    assert plan.run is not None
     steps.tokenize_records(scratch / "tokens", tokens.settings, **{**folders, "meds": meds}, free=serial)
     seconds = 0.0 if tokens.done else (time.monotonic() - started) / part
-    found = Data(scratch / "tokens", _labels(plan, records, meds, scratch / "labels"), part, seconds)
-    if "vectors" in plan.run.inputs:
-        found.vectors = scratch / "vectors"
-        steps.embed_tokens(found.vectors, plan.settings.embedding, tokens=found.tokens)
-    return found
+    return Data(scratch / "tokens", _labels(plan, records, meds, scratch / "labels"), part, seconds)
 
 
 def copy_some(records: Path, target: Path) -> tuple[Path, float]:
@@ -163,15 +163,14 @@ def first_subjects(mine: list[Shard], wanted: int) -> pa.Table:
     """Events of the first subjects, of a shard that has any: whole, at least one, as many as have ``wanted`` events."""
     path = next((shard.path for shard in mine if pq.read_metadata(shard.path).num_rows), mine[0].path)
     subject_E = pq.read_table(path, columns=["subject_id"])["subject_id"].to_numpy()
-    begins = (subject_E[1:] != subject_E[:-1]).nonzero()[0] + 1
-    later = begins[begins > wanted]
-    end = len(subject_E) if len(subject_E) <= wanted or not len(begins) else int(later[0]) if len(later) else None
+    end_S = np.append((subject_E[1:] != subject_E[:-1]).nonzero()[0] + 1, len(subject_E))
+    end = int(end_S[min(int(np.searchsorted(end_S, wanted)), len(end_S) - 1)])
     with pq.ParquetFile(path) as file:
         batches, rows = [], 0
         for batch in file.iter_batches():
             batches.append(batch)
             rows += len(batch)
-            if end is not None and rows >= end:
+            if rows >= end:
                 break
     return pa.Table.from_batches(batches, pq.read_schema(path)).slice(0, end)
 
@@ -185,13 +184,13 @@ def _labels(plan: Plan, records: Path, meds: Path, scratch: Path) -> dict[str, P
         folder = scratch / task
         if isinstance(stage.settings, steps.GivenLabels):
             given = read_user_labels(stage.inputs["labels"].path, records, stage.settings.kind)
-            found |= write_user_labels({task: _of(given[task], subjects)}, folder)
-            continue
-        try:
-            steps.label_task(folder, stage.settings, meds=meds, free=serial)
-        except NotApplicable:
-            continue
-        if len(read_labels(folder / task).tables["train"]):
+            write_user_labels({task: _of(given[task], subjects)}, folder)
+        else:
+            try:
+                steps.label_task(folder, stage.settings, meds=meds, free=serial)
+            except NotApplicable:
+                continue
+        if len(read_labels(folder / task).tables.get("train", ())):
             found[task] = folder / task
     return found
 

@@ -16,7 +16,7 @@ from ehr_core.formats.labels import read_labels
 from ehr_core.formats.predictions import FILE
 from ehr_core.plugin import MedsConfig
 from ehr_core.plugins import build
-from ehr_core.stages import NOT_APPLICABLE, say
+from ehr_core.stages import NOT_APPLICABLE
 from ehr_embeddings.plugin import EmbedConfig
 from ehr_eval.settings import FeaturesConfig, ScoringConfig
 from ehr_tokenize.plugin import TokenizeConfig
@@ -52,12 +52,11 @@ class GivenLabels:
 
 def take_labels(output: Path, settings: GivenLabels, *, labels: Path, meds: Path) -> None:
     """OUTPUT/<task>: a user's labels, checked against the records and written in the one form."""
-    from ehr_eval.timing import describe_times
+    from ehr_eval.timing import say_times
     from ehr_eval.user_labels import read_user_labels, write_user_labels
 
     found = read_user_labels(labels, meds, settings.kind)
-    for line in describe_times(meds, found[settings.name]):
-        say("", "", f"note: {line}")
+    say_times(meds, found[settings.name])
     write_user_labels(found, output)
 
 
