@@ -188,6 +188,19 @@ def test_a_recipe_is_read_from_any_folder_and_the_command_line_wins(records, tmp
     assert len(list((tmp_path / "here" / "both" / "stages").glob("tokens-*"))) == 1
 
 
+def test_a_sweep_goes_on_after_a_run_that_is_refused(records, tmp_path):
+    script = Path(sys.executable).parent / "ehr-train"
+    given = ["source=meds", f"source.path={records}", *SMALL, ALONE, "model.width=33,32", "dry_run=true"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([script, "-m", *given], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert "ehr-train: run 0: error: model.width is 33; it must be a multiple of model.num_heads" in done.stderr
+    assert done.stderr.count("error:") == 1
+    assert "2 of 2 stages would run" in done.stderr.partition("run 1: model.width=32")[2]
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+
+
 def test_one_file_of_labels_serves_records_that_are_still_to_be_written(records, tmp_path, capfd):
     found = ehr.label("source=meds", f"source.path={records}", "task=readmission_30d", f"output={tmp_path / 'labels'}")
     labels = found["readmission_30d"]

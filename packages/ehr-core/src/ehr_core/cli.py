@@ -189,13 +189,15 @@ def _multirun(name: str, command: str, overrides: list[str]) -> int:
     config.register()
     function = registry().load("command", command)
     overrides = config.with_recipe(command, overrides)
-    for combination in config.combinations(overrides):
+    runs = config.combinations(overrides)
+    for combination in runs:
         config.compose(command, combination)
+    same = set.intersection(*map(set, runs)) if runs else set()
     failed: list[int] = []
 
     def job(composed: Any) -> None:
         about = HydraConfig.get()
-        chosen = " ".join(override for override in about.overrides.task if override not in overrides)
+        chosen = " ".join(override for override in about.overrides.task if override not in same)
         print(f"run {about.job.num}: {chosen}", file=sys.stderr, flush=True)
 
         def one(_: list[str]) -> int:
