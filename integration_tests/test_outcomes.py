@@ -143,11 +143,9 @@ def test_hidden_states_are_written_by_one_command(world, tmp_path):
 def test_a_run_on_labels_is_applied_as_it_is_and_refuses_another_vocabulary(world, tmp_path):
     run = world / "OUT" / "fitted" / "time_to_death" / "finetuned" / "run"
     given = ["source=meds", f"source.path={world / 'NEW'}"]
-    call(tmp_path, "ehr-eval", "apply", f"fitted={run}", *given, "output=A")
-    fitted = world / "OUT" / "fitted" / "time_to_death" / "finetuned"
-    call(tmp_path, "ehr-eval", "apply", f"fitted={fitted}", *given, "output=B")
-    one, two = (read_predictions(tmp_path / name / "predictions.parquet").prediction for name in "AB")
-    np.testing.assert_array_equal(one, two)
+    as_run = ehr.apply(f"fitted={run}", *given, f"output={tmp_path / 'A'}")
+    as_fitted = ehr.apply(f"fitted={run.parent}", *given, f"output={tmp_path / 'B'}")
+    np.testing.assert_array_equal(as_run.prediction, as_fitted.prediction)
     for path in (world / "NEW").rglob("data/*/*.parquet"):
         other = tmp_path / "other" / path.relative_to(world / "NEW")
         other.parent.mkdir(parents=True, exist_ok=True)

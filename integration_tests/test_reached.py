@@ -168,6 +168,7 @@ def test_a_changed_mapping_file_makes_tokens_anew(train, tmp_path):
     assert len(list((tmp_path / "stages").glob("tokens-*"))) == 2
 
 
+@pytest.mark.slow
 def test_a_recipe_is_read_from_any_folder_and_the_command_line_wins(records, tmp_path):
     (tmp_path / "here").mkdir()
     (tmp_path / "mine.yaml").write_text(
