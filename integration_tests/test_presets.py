@@ -53,6 +53,16 @@ def test_a_preset_composes_to_the_values_in_its_file(command, group, name, path)
         assert place == value, f"{group}.{'.'.join(map(str, keys))} is {place!r}, the file says {value!r}"
 
 
+@pytest.mark.parametrize("command", sorted(name for name, c in registry().components["command"].items() if c.config))
+def test_a_command_takes_what_it_requires_and_nothing_else(command):
+    composed = config.compose(command, [])
+    with_source = ["source=meds", "source.path=x"] if OmegaConf.is_missing(composed, "source") else []
+    composed = config.compose(command, with_source)
+    for key in OmegaConf.missing_keys(composed):
+        OmegaConf.update(composed, key, "x")
+    assert isinstance(config.to_settings(composed), registry().get("command", command).config)
+
+
 def test_a_printed_configuration_is_a_recipe_that_gives_the_same(tmp_path):
     given = ["model=gpt2_tiny", "train=tiny", "predictors=[logistic,xgboost]", "predictors.xgboost.max_depth=2"]
     first = config.compose("train", given)

@@ -214,6 +214,8 @@ def to_settings(config: DictConfig) -> Any:
         if not math.isfinite(value):
             raise ConfigError(f"{name} is {value}; it must be a finite number")
     for group in MANY & set(vars(settings)):
+        if getattr(settings, group) is None:  # of several optional ones: none was chosen
+            continue
         parts = {name: part for name, part in getattr(settings, group).items() if part is not None}
         for name, part in parts.items():
             if not dataclasses.is_dataclass(part):
