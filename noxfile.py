@@ -30,6 +30,8 @@ CONSTRAINTS = ROOT / os.environ.get("EHR_CONSTRAINTS", "constraints.txt")
 PYTHONS = ("3.11", "3.12", "3.13")
 BUILD = ("hatchling", "editables")
 CHECK = ("pytest", "pytest-xdist", "hypothesis")
+# A test run uses all cores; neighbours in a file stay together, because they share fixtures.
+CORES = ("-n", "logical", "--dist", "worksteal")
 # The same module without its half gigabyte of libraries for several GPUs. It does not satisfy a dependency that is
 # called xgboost, so the packages of the tree are installed with --no-deps, after what they need.
 SUBSTITUTES = {"xgboost": "xgboost-cpu"}
@@ -122,7 +124,7 @@ def tests(session: nox.Session) -> None:
     arguments = session.posargs or ["-m", "not slow"]
     if not any(Path(argument.partition("::")[0]).exists() for argument in arguments):
         arguments = [*arguments, "packages", "plugins", "integration_tests"]
-    session.run("python", "-m", "pytest", *arguments, env=QUIET)
+    session.run("python", "-m", "pytest", *CORES, *arguments, env=QUIET)
 
 
 @nox.session
@@ -152,7 +154,8 @@ def tests_package(session: nox.Session, name: str) -> None:
         absent = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') and 'torch is installed')"
         session.run("python", "-c", absent)
     tests_folder = (PACKAGES[name].folder / "tests").relative_to(ROOT)
-    session.run("python", "-m", "pytest", str(tests_folder), *(session.posargs or ["-m", "not slow"]), env=QUIET)
+    arguments = session.posargs or ["-m", "not slow"]
+    session.run("python", "-m", "pytest", *CORES, str(tests_folder), *arguments, env=QUIET)
 
 
 ETL_MIMIC_IV = ("mimic-iv-meds>=0.2", "meds-extract>=0.7.1", "polars<2")  # as the source says when it is missing
