@@ -3,8 +3,6 @@
 Each case changes one thing in a small dataset that tokenizes without a word. `test_odd_input` has what is treated.
 """
 
-from datetime import datetime
-
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -20,18 +18,6 @@ def null_code(dataset):
 
 def empty_code(dataset):
     dataset.event(code="")
-
-
-def times_out_of_order(dataset):
-    dataset.insert(dataset.last(), time=datetime(1999, 1, 1))
-
-
-def static_row_late(dataset):
-    dataset.insert(dataset.last(), time=None)
-
-
-def subjects_out_of_order(dataset):
-    dataset.insert(dataset.last(), subject_id=0)
 
 
 def not_utf8(dataset):
@@ -57,9 +43,10 @@ def empty_split(dataset):
     (dataset.folder / "data" / "tuning" / "0.parquet").unlink()
 
 
-def missing_split(dataset):
-    empty_split(dataset)
-    (dataset.folder / "data" / "tuning").rmdir()
+def no_train(dataset):
+    for path in (dataset.folder / "data" / "train").iterdir():
+        path.unlink()
+    (dataset.folder / "data" / "train").rmdir()
 
 
 def subject_in_two_splits(dataset):
@@ -101,15 +88,12 @@ REFUSED = {
     null_subject: "train/0.parquet, row 4: subject_id is null",
     null_code: "train/0.parquet, row {last}: code is null or empty",
     empty_code: "train/0.parquet, row {last}: code is null or empty",
-    times_out_of_order: "train/0.parquet, row {last}: its time is before the row above",
-    static_row_late: "train/0.parquet, row {last}: its time is before the row above (null times come first)",
-    subjects_out_of_order: "train/0.parquet, row {last}: subject_id descends",
     not_utf8: "train/0.parquet, row 5: code is not UTF-8 text",
     wrong_type: "train/0.parquet: column 'subject_id' is double, expected int64",
     time_as_text: "train/0.parquet: column 'time' is string, expected timestamp",
     no_code_column: "train/0.parquet has no column 'code'",
     empty_split: "data/tuning has no Parquet file",
-    missing_split: "has no split 'tuning'",
+    no_train: "has no split 'train', which is needed to fit on; it has tuning, held_out",
     subject_in_two_splits: "subjects are in more than one shard, one of them in",
     splits_contradict: "subject_splits.parquet, row 2: the subject is in split 'held_out', but its events are in",
     splits_name_a_subject_twice: "subject_splits.parquet, row 25: the subject is in two splits",

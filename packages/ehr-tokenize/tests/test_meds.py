@@ -109,12 +109,6 @@ BROKEN = {
     "a null subject": ([(1, "2020-01-01", "A"), (None, "2020-01-01", "A")], "row 2: subject_id is null"),
     "a null code": ([(1, "2020-01-01", "A"), (1, "2020-01-01", None)], "row 2: code is null or empty"),
     "an empty code": ([(1, "2020-01-01", ""), (1, "2020-01-01", "A")], "row 1: code is null or empty"),
-    "time backwards": (
-        [(1, "2020-01-02", "A"), (1, "2020-01-03", "A"), (1, "2020-01-01", "A")],
-        "row 3: its time is before",
-    ),
-    "a static row late": ([(1, "2020-01-02", "A"), (1, None, "A")], "row 2: its time is before"),
-    "subjects unsorted": ([(2, "2020-01-02", "A"), (1, "2020-01-02", "A")], "row 2: subject_id descends"),
 }
 
 
@@ -136,7 +130,7 @@ def test_a_broken_row_is_named_with_its_file_and_rule(shard, tmp_path, what):
         (
             "numeric_value",
             pl.lit("x").alias("numeric_value"),
-            "'numeric_value' is .*string.*, expected float32 or float64",
+            "'numeric_value' is .*string.*, expected float32 or another number",
         ),
     ],
 )
@@ -152,13 +146,10 @@ def test_a_missing_column_is_refused(shard, world):
         provide(path.parents[2])
 
 
-def test_a_missing_split_or_folder_is_named(shard, tmp_path):
+def test_an_empty_folder_of_a_split_or_no_folder_at_all_is_named(shard, tmp_path):
     path = shard(ROWS)
     (path.parents[1] / "tuning" / "0.parquet").unlink()
     with pytest.raises(FormatError, match="tuning has no Parquet file"):
-        provide(path.parents[2])
-    (path.parents[1] / "tuning").rmdir()
-    with pytest.raises(FormatError, match="has no split 'tuning'"):
         provide(path.parents[2])
     with pytest.raises(FormatError, match="nowhere is not a folder"):
         provide(tmp_path / "nowhere")

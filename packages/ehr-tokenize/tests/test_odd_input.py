@@ -5,7 +5,7 @@ what is refused.
 """
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pyarrow as pa
@@ -33,8 +33,23 @@ def in_the_future(dataset):
     dataset.insert(dataset.last(), time=datetime(2999, 1, 1))
 
 
-def before_birth(dataset):
+def long_ago(dataset):
+    dataset.insert(dataset.first_timed(), time=datetime(1753, 1, 1))
+
+
+def before_life(dataset):
     dataset.insert(dataset.first_timed(), time=datetime(1900, 1, 1))
+
+
+def before_birth(dataset):
+    birth = dataset.table()["time"][dataset.first_timed()].as_py()
+    dataset.insert(dataset.first_timed(), time=birth - timedelta(days=90))
+
+
+def out_of_order(dataset):
+    rows = dataset.table().to_pylist()
+    order = sorted(rows, key=lambda row: (row["subject_id"], row["time"] or datetime.min), reverse=True)  # stable
+    dataset.write(pa.Table.from_pylist(order, schema=dataset.table().schema))
 
 
 def duplicate_row(dataset):
@@ -67,7 +82,10 @@ TREATED = {
     nan_value: ("non_finite", "LAB//glucose//mg/dL", None),
     infinite_value: ("non_finite", "LAB//glucose//mg/dL", None),
     beyond_float32: ("non_finite", "LAB//glucose//mg/dL", None),
-    in_the_future: ("future", "LAB//glucose//mg/dL", "Q"),
+    in_the_future: ("future", None, None),
+    long_ago: ("long_ago", None, None),
+    before_life: ("beyond_life", None, None),
+    out_of_order: ("shards_sorted", None, None),
     before_birth: ("before_birth", "LAB//glucose//mg/dL", "Q"),
     duplicate_row: ("duplicates", "HOSPITAL_DISCHARGE//HOME", None),
     duplicate_static: ("duplicate_static", None, None),
@@ -138,7 +156,8 @@ def test_missing_metadata_is_noted(dataset):
 
 def test_whole_metadata_leaves_nothing_to_note(dataset):
     assert dataset.tokenize()[0] == 0
-    assert dataset.content()["metadata"] == {"missing": [], "codes_not_described": 0, "subjects_without_split": 0}
+    nothing = {"missing": [], "codes_not_described": 0, "subjects_without_split": 0, "dates_shifted": False}
+    assert dataset.content()["metadata"] == nothing
 
 
 def test_unknown_units_and_codes_without_metadata_are_counted_and_become_unk(dataset, world):
@@ -181,9 +200,10 @@ def test_duplicates_can_be_dropped(dataset, world, tmp_path):
 @pytest.mark.parametrize(
     ("latest", "made", "expected"),
     [
-        ("2014-06-01", None, True),
-        (None, "2014-06-01T00:00:00", True),
+        ("2016-06-01", None, True),
+        (None, "2016-06-01T00:00:00", True),
         ("2040-01-01", "2014-06-01", False),
+        (None, "2014-06-01", False),  # most events are later, so their dates were shifted
         (None, None, False),
     ],
 )
@@ -191,17 +211,25 @@ def test_the_future_begins_where_the_settings_or_the_dataset_say(dataset, tmp_pa
     path = dataset.folder / "metadata" / "dataset.json"
     facts = json.loads(path.read_text()) | ({"created_at": made} if made else {})
     path.write_text(json.dumps(facts))
-    arguments = [f"source.path={dataset.folder}", f"output={dataset.store}", *([f"latest={latest}"] if latest else [])]
+    arguments = [
+        f"source.path={dataset.folder}",
+        f"output={dataset.store}",
+        *([f"source.latest={latest}"] if latest else []),
+    ]
     cli.run("ehr-tokenize", "tokenize", ["source=meds", *arguments])
     limit = datetime.fromisoformat(latest or made or "2999-01-01").replace(tzinfo=UTC)
+    limit += timedelta(days=0 if latest else 1)
     times = pl.concat([pl.read_parquet(p) for p in (dataset.folder / "data" / "train").glob("*.parquet")])["time"]
     later = int((times.dt.replace_time_zone("UTC") > limit).sum())
-    assert dataset.content()["treated"]["train"]["future"] == later
-    assert (later > 0) == expected
+    shifted = dataset.content()["metadata"]["dates_shifted"]
+    assert shifted == (made == "2014-06-01" and not latest)
+    assert dataset.content()["treated"]["train"]["future"] == (0 if shifted else later)
+    assert (later > 0 and not shifted) == expected
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"), [("latest=soon", "latest is 'soon'"), ("duplicates=merge", "allowed: keep, drop")]
+    ("setting", "message"),
+    [("source.latest=soon", "source.latest is 'soon'"), ("duplicates=merge", "allowed: keep, drop")],
 )
 def test_settings_out_of_range_are_refused(dataset, setting, message):
     from ehr_core.errors import ConfigError

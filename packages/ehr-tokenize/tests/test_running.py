@@ -192,7 +192,7 @@ def test_what_a_kill_at_the_very_end_leaves_is_tidied_up(meds, tmp_path):
     tokenize(meds, tmp_path / "store")
     left = tmp_path / "store.running"
     left.mkdir()
-    (left / "state.json").write_text(json.dumps({"digest": "", "latest": 0}))
+    (left / "state.json").write_text(json.dumps({"digest": "", "now": 0}))
     with pytest.raises(FormatError, match="exists already"):
         tokenize(meds, tmp_path / "store")
     assert not left.exists()

@@ -48,7 +48,7 @@ def dataset(world, folder, shards: int, seed: int):
 
 def tokenize(meds, output, *more: str):
     arguments = ["source=meds", f"source.path={meds}", f"output={output}", "tokenizer.min_count=3", *more]
-    run("ehr-tokenize", "tokenize", [*arguments, "latest=2030-01-01"])
+    run("ehr-tokenize", "tokenize", [*arguments, "source.latest=2030-01-01"])
     return output
 
 

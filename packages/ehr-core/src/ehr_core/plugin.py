@@ -1,10 +1,11 @@
 """ehr-core's own components: the source of records that are MEDS already, and executors on this machine."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ehr_core import MISSING, Component, hookimpl
+from ehr_core.constants import MEDS_BIRTH
 
 
 @dataclass
@@ -13,7 +14,16 @@ class MedsConfig:
 
     name: str = "meds"
     path: Path = MISSING
-    """Folder with ``data/train``, ``data/tuning`` and ``data/held_out``, each with Parquet files."""
+    """Folder with Parquet files in ``data/train``, ``data/tuning`` and ``data/held_out``, of which some may be missing;
+    or anywhere below ``data``, with ``metadata/subject_splits.parquet``."""
+    split: str | None = None
+    """The split of all files, whatever their folders say, for records that are only to be predicted: held_out. None: by
+    folder, else by subject."""
+    birth: list[str] = field(default_factory=lambda: [MEDS_BIRTH])
+    """Codes of births, alone or with more after ``//``. They are read as MEDS_BIRTH."""
+    latest: str | None = None
+    """Date after which an event stands for nothing and is left out. None: when the dataset was made (``created_at``),
+    else now; and no such date where most events are later, because then dates were shifted for privacy."""
 
 
 @dataclass

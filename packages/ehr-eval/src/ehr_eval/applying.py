@@ -16,7 +16,7 @@ from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
 from ehr_core.formats.folder import Manifest, check_free, new_folder, write_json, write_manifest
 from ehr_core.formats.labels import Labels, label_table, read_labels
-from ehr_core.formats.meds import shards, subject_splits
+from ehr_core.formats.meds import read_events, shards, subject_splits
 from ehr_core.formats.predictions import FILE, Predictions, prediction_table, read_predictions, write_predictions
 from ehr_core.formats.run import Run
 from ehr_core.formats.tokens import TokenStore
@@ -25,7 +25,7 @@ from ehr_core.protocols import PredictJob
 from ehr_core.stages import NOT_APPLICABLE
 
 from ehr_eval.__about__ import __version__
-from ehr_eval.datasets import dataset_name, output_folder, provided, with_all_splits
+from ehr_eval.datasets import dataset_name, output_folder, provided, to_predict
 from ehr_eval.features import FeatureSet, Histories, matrix
 from ehr_eval.fitted import ESTIMATOR, Fitted, open_fitted
 from ehr_eval.settings import ApplyConfig
@@ -47,8 +47,8 @@ def apply(settings: ApplyConfig) -> Predictions:
     if fitted.reason is not None:
         raise NotApplicable(f"{fitted.path} could not be fitted: {fitted.reason}")
     _check_run(fitted, settings.run)
+    source = to_predict(settings.source)
     with (
-        with_all_splits(settings.source) as source,
         provided(source) as dataset,
         tempfile.TemporaryDirectory(prefix="ehr-eval-") as scratch,
     ):
@@ -169,19 +169,17 @@ def last_events(meds: Path, name: str) -> Labels:
     """One sample for each subject that has an event with a time, at the last of them, without an outcome."""
     found = shards(meds)
     subject_splits(found)
-    time = pl.col("time").cast(pl.Datetime("us"))
     tables = {}
-    for split in SPLITS:
+    for split in dict.fromkeys(shard.split for shard in found):
         frames = [
-            pl.scan_parquet(shard.path)
+            read_events(shard)
             .filter(pl.col("time").is_not_null())
-            .group_by("subject_id")
-            .agg(time.max().alias("prediction_time"))
+            .group_by("subject_id", maintain_order=True)
+            .agg(pl.col("time").max().alias("prediction_time"))
             for shard in found
             if shard.split == split
         ]
-        table = pl.concat(pl.collect_all(frames)).to_arrow()
-        tables[split] = label_table(table, None, meds / split)
+        tables[split] = label_table(pl.concat(frames).to_arrow(), None, meds / split)
     if not any(len(table) for table in tables.values()):
         raise DataError(f"{meds} has no event with a time, so there is no time to predict at")
     return Labels(name, None, tables)

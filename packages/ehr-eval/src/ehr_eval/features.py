@@ -17,7 +17,7 @@ from ehr_core.constants import DATA, DAY_SECONDS, MEDS_BIRTH, YEAR_DAYS
 from ehr_core.errors import DataError, FormatError
 from ehr_core.formats.folder import read_json, write_json
 from ehr_core.formats.labels import KEY, Labels
-from ehr_core.formats.meds import read_events, shards
+from ehr_core.formats.meds import read_events, shards, subjects_of
 from ehr_core.progress import track
 
 from ehr_eval.settings import FeaturesConfig
@@ -103,8 +103,8 @@ def read_history(meds: Path, split: str, samples: pl.DataFrame) -> History:
     known = 0
     found = [shard for shard in shards(meds) if shard.split == split] if len(rows) else []
     for shard in track(found, f"features {split}", len(found), "shards"):
-        events = read_events(shard.path)
-        there = rows.join(events.select("subject_id").unique(), on="subject_id", how="semi")
+        events = read_events(shard)
+        there = rows.filter(rows["subject_id"].is_in(subjects_of(shard)))
         known += len(there)
         if len(there):
             tables.extend(_summarize(events, part) for part in _bounded(events, there))
@@ -124,7 +124,7 @@ def _bounded(events: pl.DataFrame, samples: pl.DataFrame) -> Iterator[pl.DataFra
     """The samples in groups whose join with their subjects' events has about ROWS rows at most."""
     sizes = events.group_by("subject_id").len()
     ordered = samples.join(sizes, on="subject_id", how="left").sort("row")
-    group = (pl.col("len").cast(pl.Int64).cum_sum() // ROWS).alias("group")
+    group = (pl.col("len").fill_null(0).cast(pl.Int64).cum_sum() // ROWS).alias("group")
     yield from ordered.with_columns(group).drop("len").partition_by("group", include_key=False)
 
 

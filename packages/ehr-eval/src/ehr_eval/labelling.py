@@ -1,7 +1,9 @@
 """Ask clinical questions of a MEDS dataset: one labels folder a task, of the task's kind of outcome."""
 
 import functools
-from collections.abc import Mapping
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +14,6 @@ import polars as pl
 import pyarrow as pa
 from ehr_core import plugins
 from ehr_core.config import from_plain, to_plain
-from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, DataError, NotApplicable
 from ehr_core.formats.folder import Manifest, new_folder, read_json, write_json
 from ehr_core.formats.labels import (
@@ -25,23 +26,24 @@ from ehr_core.formats.labels import (
     read_labels,
     write_label_folder,
 )
-from ehr_core.formats.meds import Shard, read_events, shards, subject_splits
+from ehr_core.formats.meds import Shard, last_time, read_treated, shards, subject_splits
 from ehr_core.outcomes import COLUMNS, Question
 from ehr_core.progress import track
 from ehr_core.protocols import Executor, OutcomeCodes
 from ehr_core.stages import NOT_APPLICABLE
 
 from ehr_eval.__about__ import __version__
-from ehr_eval.datasets import last_time, output_folder, provided
+from ehr_eval.datasets import output_folder, provided
 from ehr_eval.settings import MISSING, LabelConfig
 
 
 @dataclass
 class ShardLabels:
-    """What one shard says: labels by task, and which needed groups of codes it has, as (task, group)."""
+    """What one shard says: labels by task, which needed groups of codes it has, as (task, group), and what was odd."""
 
     labels: dict[str, pl.DataFrame] = field(default_factory=dict)
     seen: set[tuple[str, str]] = field(default_factory=set)
+    treated: dict[str, int] = field(default_factory=dict)
 
 
 def label(settings: LabelConfig) -> dict[str, Labels]:
@@ -65,10 +67,11 @@ def label_tasks(
     built = {name: plugins.build("task", part) for name, part in tasks.items()}
     found = shards(meds)
     subject_splits(found)
-    end = last_time(meds)
+    end = last_time(meds, found)
     work = functools.partial(_label_shard, dict(tasks), end)
     mapped = executor.map(work, found) if executor else map(work, found)
     parts = list(zip(found, track(mapped, "label", len(found), "shards"), strict=True))
+    treated = _say_treated(answer for _, answer in parts)
     result: dict[str, Labels] = {}
     reasons: dict[str, str] = {}
     with new_folder(output) as folder:
@@ -81,7 +84,7 @@ def label_tasks(
                 write_json(folder / name / NOT_APPLICABLE, {"reason": str(reason)})
                 continue
             labels = _collected(name, part, Question(_kind(part), tuple(built[name].names)), parts, meds)
-            result[name] = _written(folder / name, labels, part, source, end)
+            result[name] = _written(folder / name, labels, part, source, {"end": end.isoformat(), "treated": treated})
         if len(reasons) == len(tasks):
             raise NotApplicable("; ".join(reasons.values()))
     return result
@@ -124,9 +127,9 @@ def _kind(part: Any) -> str:
 
 
 def _label_shard(tasks: dict[str, Any], end: datetime, shard: Shard) -> ShardLabels:
-    events = read_events(shard.path)
+    events, treated = read_treated(shard)
     codes = events["code"].unique().to_list()
-    result = ShardLabels()
+    result = ShardLabels(treated=treated)
     for name, settings in tasks.items():
         task = plugins.build("task", settings)
         for group, prefixes in task.needed().items():
@@ -148,7 +151,7 @@ def _check_needed(name: str, needed: Mapping[str, Any], found: list[ShardLabels]
 def _collected(name: str, part: Any, question: Question, parts: list[tuple[Shard, ShardLabels]], meds: Path) -> Labels:
     """All shards' labels of a task, checked; with the truth where a synthetic cohort knows it."""
     tables = {}
-    for split in SPLITS:
+    for split in dict.fromkeys(shard.split for shard, _ in parts):
         frames = [answer.labels[name].to_arrow() for shard, answer in parts if shard.split == split]
         table = pa.concat_tables(frames, promote_options="permissive")
         tables[split] = label_table(table, question, Path(name) / split)
@@ -191,11 +194,22 @@ def _check_same(table: pa.Table, own: pa.Table, question: Question, where: Path)
     raise DataError(f"{where} does not agree with the task: {wrong}; the true predictions cannot be used")
 
 
-def _written(folder: Path, labels: Labels, part: Any, source: str, end: datetime) -> Labels:
-    """Write labels of a task and open them again."""
+def _say_treated(parts: Iterable[ShardLabels]) -> dict[str, int]:
+    """What was odd in all shards, by the names of TREATED, without zeros; said on stderr as well."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part.treated)
+    found = {name: count for name, count in sorted(total.items()) if count}
+    if found:
+        print("treated: " + ", ".join(f"{name} {count:,}" for name, count in found.items()), file=sys.stderr)
+    return found
+
+
+def _written(folder: Path, labels: Labels, part: Any, source: str, facts: dict[str, Any]) -> Labels:
+    """Write labels of a task, with facts about the records, and open them again."""
     made_by = {f"ehr-eval=={__version__}", plugins.registry().version("task", part.name)}
     plain = to_plain(part)
-    content = {"task": plain, "end": end.isoformat()}
+    content = {"task": plain, **facts}
     inputs = {"source": source} if source else {}
     write_label_folder(folder, labels, Manifest(FORMAT, VERSION, sorted(made_by), plain, inputs, content))
     return read_labels(folder)

@@ -1,5 +1,6 @@
 """The commands ``tokenize`` and ``make``: the functions of these names, and what there is to say of their results."""
 
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -28,6 +29,10 @@ def make(settings: MakeConfig) -> None:
     print(f"{events:,} events in {len(found):,} shards -> {folder}")
 
 
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
 def _print_store(content: dict[str, Any], output: Path, seconds: float) -> None:
     total: Counter[str] = Counter()
     for counts in content["splits"].values():
@@ -43,5 +48,10 @@ def _print_store(content: dict[str, Any], output: Path, seconds: float) -> None:
     odd: Counter[str] = Counter({"non_finite": total["non_finite"]})
     for counts in content["treated"].values():
         odd.update(counts)
+    if total["subjects"] and odd["subjects_without_birth"] == total["subjects"]:
+        del odd["subjects_without_birth"]
+        _note("no subject has a birth, so nobody's age is known; source.birth=[CODE] of source=meds names the code")
+    if content["metadata"]["dates_shifted"]:
+        _note("most events are later than the dataset was made: its dates were shifted, and none is called future")
     if any(odd.values()):
         print("treated: " + ", ".join(f"{name} {count:,}" for name, count in sorted(odd.items()) if count))

@@ -77,8 +77,6 @@ class TokenizeConfig:
     """Whether the tokenizer of ``fitted`` takes up the codes that are new in this train split, after its own."""
     duplicates: str = "keep"
     """What becomes of a row that repeats an earlier one: ``keep`` or ``drop``. Both count it in the manifest."""
-    latest: str | None = None
-    """Events later than this date are counted as lying in the future. None: later than the dataset, else than now."""
 
 
 @dataclass

@@ -7,6 +7,7 @@ on the executor nor on how often the command was killed and started again.
 import dataclasses
 import os
 import textwrap
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from typing import Any
 import numpy as np
 from ehr_core.config import to_plain
 from ehr_core.constants import SPLITS
-from ehr_core.errors import ConfigError, DataError, FormatError
+from ehr_core.errors import ConfigError, FormatError
 from ehr_core.formats.folder import Manifest, digest_of, file_digest, publish, read_json, write_json, write_manifest
-from ehr_core.formats.meds import Shard, shards
+from ehr_core.formats.meds import Shard, check_subjects, need_split, shards
 from ehr_core.formats.tokens import FORMAT, TOKENIZER, VERSION, TokenStore, map_arrays
 from ehr_core.plugins import build, registry
 from ehr_core.progress import Progress
@@ -69,14 +70,14 @@ class Run:
         """Fill ``work.store``, manifest included."""
         source = build("source", self.settings.source)
         inputs = self._inputs(dict(source.fingerprint()))
-        meds, latest = self._begin(source, inputs)
-        found = shards(meds)
-        train = [shard for shard in found if shard.split == SPLITS[0]]
+        meds, now = self._begin(source, inputs)
+        found = shards(meds, now)
         fitting = not self.settings.fitted or self.settings.grow
+        train = need_split(found, SPLITS[0], meds) if fitting else []
         bar = Progress("tokenize", len(found) + (len(train) if fitting else 0), "shards")
         try:
             tokenizer = self._fitted(train, bar)
-            jobs = self._encode(found, latest, bar)
+            jobs = self._encode(found, bar)
         finally:
             bar.close()
         content = self._content(tokenizer, meds, jobs)
@@ -94,10 +95,9 @@ class Run:
         return inputs
 
     def _begin(self, source: Any, inputs: dict[str, str]) -> tuple[Path, int]:
-        """The dataset's folder, and the time after which events lie in the future."""
+        """The dataset's folder, and when the run was begun, in microseconds since 1970."""
         plain = self._plain(to_plain(self.settings.tokenizer))
-        latest = metadata.latest_time(self.settings.latest, {})
-        known = self.work.begin(digest_of([plain, inputs, _made_by(plain), _files(plain)]), latest)
+        now = self.work.begin(digest_of([plain, inputs, _made_by(plain), _files(plain)]), time.time_ns() // 1000)
         if self.work.source_done.is_file():
             meds = self.work.source
         else:
@@ -105,16 +105,14 @@ class Run:
             meds = Path(source.provide(self.work.source, self.executor))
             if meds == self.work.source:
                 write_json(self.work.source_done, {})
-        if self.settings.latest is None and "created_at" in (facts := metadata.dataset_facts(meds)):
-            return meds, metadata.latest_time(None, facts)
-        return meds, known
+        return meds, now
 
     def _plain(self, tokenizer: dict[str, Any]) -> dict[str, Any]:
         """What decides the content. Places and workers do not: the same store made elsewhere has the same manifest."""
         source = {key: value for key, value in to_plain(self.settings.source).items() if key != "path"}
         plain = {"source": source, "tokenizer": tokenizer.get("settings", tokenizer)}
         usual = TokenizeConfig()
-        for name in ("latest", "duplicates", "grow"):
+        for name in ("duplicates", "grow"):
             if getattr(self.settings, name) != getattr(usual, name):
                 plain[name] = getattr(self.settings, name)
         return plain
@@ -158,13 +156,13 @@ class Run:
             bar.update()
         return made if kind is None else [summaries.recall(kind, job.file) for job in jobs]
 
-    def _encode(self, found: list[Shard], latest: int, bar: Progress) -> list[EncodeJob]:
+    def _encode(self, found: list[Shard], bar: Progress) -> list[EncodeJob]:
         """Encode every shard that has not been; returns the jobs of all."""
         stamp = os.urandom(8).hex()
-        for split in SPLITS:
+        for split in {shard.split for shard in found}:
             (self.work.store / split).mkdir(exist_ok=True)
         jobs = [
-            EncodeJob(shard, self.work.store, stamp, self.drop, latest, self.work.record(shard.split, shard.number))
+            EncodeJob(shard, self.work.store, stamp, self.drop, self.work.record(shard.split, shard.number))
             for shard in found
         ]
         todo = [job for job in jobs if not is_done(job)]
@@ -178,12 +176,13 @@ class Run:
     def _content(self, tokenizer: Tokenizer, meds: Path, jobs: list[EncodeJob]) -> dict[str, Any]:
         """What the manifest says about the store, after the checks that need all shards."""
         subject = [np.array(map_arrays(job.file)["subject_id"]) for job in jobs]
-        _refuse_shared_subjects(jobs, subject)
         shard = [job.shard for job in jobs]
+        check_subjects(shard, subject)
         unnamed = metadata.check_splits(meds, ((s.split, s.path, ids) for s, ids in zip(shard, subject, strict=True)))
-        splits: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-        treated: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-        codes: dict[str, coverage.Codes] = {split: {} for split in (*SPLITS, "all")}
+        names = list(dict.fromkeys(one.split for one in shard))
+        splits: dict[str, Counter[str]] = {split: Counter() for split in names}
+        treated: dict[str, Counter[str]] = {split: Counter() for split in names}
+        codes: dict[str, coverage.Codes] = {split: {} for split in (*names, "all")}
         for job in jobs:
             record = read_json(job.record)
             splits[job.shard.split].update({"shards": 1, **record["counts"]})
@@ -202,6 +201,7 @@ class Run:
                 "missing": metadata.missing(meds),
                 "codes_not_described": metadata.codes_without_metadata(meds, codes["all"]),
                 "subjects_without_split": unnamed,
+                "dates_shifted": any(one.reading.shifted for one in shard),
             },
             "dataset": {name: str(facts[name]) for name in ("dataset_name", "etl_name") if name in facts},
         }
@@ -244,20 +244,6 @@ def _files(plain: Any) -> dict[str, str]:
             raise FormatError(f"{plain} cannot be read: {error}") from error
     parts = plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ()
     return {name: digest for part in parts for name, digest in _files(part).items()}
-
-
-def _refuse_shared_subjects(jobs: list[EncodeJob], subjects: list[np.ndarray]) -> None:
-    """Raise DataError when a subject is in two shards, and so perhaps in train and held_out at once."""
-    subject = np.concatenate(subjects)
-    owner = np.repeat(np.arange(len(subjects)), [len(ids) for ids in subjects])
-    order = np.argsort(subject, kind="stable")
-    twice = np.flatnonzero(np.diff(subject[order]) == 0)
-    if len(twice):
-        first, second = (jobs[owner[order[twice[0] + step]]].shard.path for step in (0, 1))
-        raise DataError(
-            f"{len(twice)} subjects are in more than one shard, one of them in {first} and {second}; "
-            "MEDS keeps each subject in one shard of one split"
-        )
 
 
 def _made_by(plain: dict[str, Any]) -> list[str]:

@@ -58,7 +58,7 @@ class SummarizeJob:
 def summarize(job: SummarizeJob) -> Any:
     """The summary; None when it is in the job's file."""
     tokenizer: Tokenizer = load_tokenizer(job.fitted).unfitted() if job.fitted else build("tokenizer", job.tokenizer)
-    events = read_events(job.shard.path, tokenizer.event_columns, job.drop_duplicates)
+    events = read_events(job.shard, tokenizer.event_columns, job.drop_duplicates)
     found = tokenizer.summarize(events)
     if tokenizer.summary_type is None:
         return found
@@ -78,8 +78,6 @@ class EncodeJob:
     stamp: str
     """Names the run, so that a process may keep a loaded tokenizer for all shards of it and no longer."""
     drop_duplicates: bool
-    latest: int
-    """Microseconds since 1970 after which an event is counted as lying in the future."""
     record: Path
     """Where the counts of the shard go."""
 
@@ -97,7 +95,7 @@ def _kept(folder: Path, stamp: str) -> Tokenizer:
 def encode(job: EncodeJob) -> None:
     """Write the shard's tokens, then its record: a shard with a record is done."""
     tokenizer = _kept(job.store, job.stamp)
-    events, treated = read_treated(job.shard.path, tokenizer.event_columns, job.drop_duplicates)
+    events, treated = read_treated(job.shard, tokenizer.event_columns, job.drop_duplicates)
     table = tokenizer.encode(events)
     temporary = job.file.with_name(f".{job.file.name}.{os.getpid()}")
     table.write(temporary)
@@ -108,7 +106,7 @@ def encode(job: EncodeJob) -> None:
     counts = {"subjects": len(table.subject_id), "events": len(events), "tokens": len(table.token), "unk": unk}
     record = {
         "counts": counts | {"non_finite": treated.pop("non_finite")},
-        "treated": treated | odd_rows(events, job.latest),
+        "treated": treated | odd_rows(events),
         "codes": coverage.code_events(events, tokenizer),
         "size": job.file.stat().st_size,
     }

@@ -7,18 +7,15 @@ file is noted and no error; one that is damaged, or that puts a subject in anoth
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from ehr_core.constants import DAY_SECONDS, SECOND_US
-from ehr_core.errors import ConfigError, DataError, FormatError
+from ehr_core.errors import DataError, FormatError
 from ehr_core.formats.folder import read_json
 
 FILES = ("codes.parquet", "dataset.json", "subject_splits.parquet")
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def missing(meds: Path) -> list[str]:
@@ -35,29 +32,6 @@ def dataset_facts(meds: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise FormatError(f"{path} is not a JSON object; MEDS wants dataset_name, dataset_version, ... in one")
     return found
-
-
-def latest_time(setting: str | None, facts: dict[str, Any]) -> int:
-    """Microseconds since 1970 after which an event lies in the future: the setting, the dataset's making, or now.
-
-    Raises ConfigError for a setting that is no date.
-    """
-    try:
-        if setting is not None:
-            return _microseconds(setting)
-    except ValueError:
-        raise ConfigError(f"latest is {setting!r}; write a date, for example latest=2024-12-31") from None
-    try:
-        return _microseconds(str(facts["created_at"]))
-    except (KeyError, ValueError):
-        return _microseconds(datetime.now(UTC).isoformat())
-
-
-def _microseconds(text: str) -> int:
-    found = datetime.fromisoformat(text)
-    found = found if found.tzinfo else found.replace(tzinfo=UTC)
-    passed = found - EPOCH
-    return (passed.days * DAY_SECONDS + passed.seconds) * SECOND_US + passed.microseconds
 
 
 def check_splits(meds: Path, shards: Iterable[tuple[str, Path, np.ndarray]]) -> int:

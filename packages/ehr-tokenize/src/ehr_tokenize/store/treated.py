@@ -10,32 +10,27 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 from ehr_core.constants import MEDS_BIRTH
+from ehr_core.formats.meds import TREATED
 from ehr_core.formats.tokens import NO_TIME
 
 LONG_CODE = 256
 """Bytes from which on a code is counted as a long one; it may be a free text that should not be there."""
-NAMES = {
-    "future": "events later than the date in `latest`, else than the dataset's `created_at`, else than now",
-    "before_birth": "events before the subject's MEDS_BIRTH",
+NAMES = TREATED | {
+    "before_birth": "events in the year before the subject's MEDS_BIRTH",
     "duplicates": "rows with a time that repeat an earlier row of the subject in every column that is read",
     "duplicate_static": "rows without a time that do so",
-    "dropped": "repeated rows that were left out (duplicates=drop)",
     "long_codes": f"events whose code has {LONG_CODE} or more bytes",
-    "shards_empty": "shards without a row",
-    "shards_with_time_zone": "shards whose times had a time zone and became UTC",
-    "shards_without_values": "shards without a column numeric_value, all of whose numbers are missing",
 }
 """Names of the counts, and what they count."""
 
 
-def odd_rows(events: pl.DataFrame, latest: int) -> dict[str, int]:
-    """Counts of the rows of a shard as `read_events` gives it; ``latest`` in microseconds since 1970."""
+def odd_rows(events: pl.DataFrame) -> dict[str, int]:
+    """Counts of the rows of a shard as `read_events` gives it."""
     time_N = events["time"].to_physical().fill_null(NO_TIME).to_numpy()
     static = int(np.count_nonzero(time_N == NO_TIME))
     repeated = _repeated(events)
     repeated_static = _repeated(events.filter(pl.col("time").is_null())) if repeated and static else 0
     return {
-        "future": int(np.count_nonzero(time_N > latest)),
         "before_birth": _before_birth(events, time_N),
         "duplicates": repeated - repeated_static,
         "duplicate_static": repeated_static,

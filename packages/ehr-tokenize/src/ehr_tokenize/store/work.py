@@ -66,15 +66,15 @@ class Work:
         """Remove the summaries, which the fitted tokenizer has made superfluous."""
         shutil.rmtree(self.folder / "fit", ignore_errors=True)
 
-    def begin(self, digest: str, latest: int) -> int:
+    def begin(self, digest: str, now: int) -> int:
         """Note what the run is begun with, or compare it with what an earlier attempt was begun with.
 
-        Returns the ``latest`` of the first attempt. Raises FormatError when settings, records or versions differ.
+        Returns the ``now`` of the first attempt. Raises FormatError when settings, records or versions differ.
         """
         path = self.folder / "state.json"
         if not path.is_file():
-            write_json(path, {"digest": digest, "latest": latest})
-            return latest
+            write_json(path, {"digest": digest, "now": now})
+            return now
         found: dict[str, Any] = read_json(path)
         if found.get("digest") != digest:
             raise Unfinished(
@@ -84,7 +84,7 @@ class Work:
         for part in (self.store, self.folder / "fit", self.folder / "records"):
             for left in part.rglob(".*"):  # half a file, of the moment of the kill
                 left.unlink()
-        return int(found["latest"])
+        return int(found["now"])
 
 
 class Unfinished(FormatError):

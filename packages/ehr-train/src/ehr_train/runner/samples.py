@@ -10,7 +10,7 @@ from ehr_core.formats.labels import Labels
 from ehr_core.formats.run import Run
 from ehr_core.formats.tokens import TokenStore
 from ehr_eval.applying import last_events, token_store
-from ehr_eval.datasets import provided, with_all_splits
+from ehr_eval.datasets import provided, to_predict
 from ehr_eval.timing import say_times
 from ehr_eval.user_labels import read_user_labels
 
@@ -26,10 +26,8 @@ def opened(run: Run, labels: Path | None, settings: SamplesConfig) -> Iterator[t
     splits = list(settings.splits)
     if wrong := [split for split in splits if split not in SPLITS]:
         raise ConfigError(f"splits has {wrong[0]!r}; allowed: {', '.join(SPLITS)}")
-    with (
-        with_all_splits(settings.source) as whole,
-        provided(whole) as dataset,
-    ):
+    whole = to_predict(settings.source)
+    with provided(whole) as dataset:
         samples = _samples(labels, dataset.path)
         say_times(dataset.path, samples)
         tables = {split: table for split, table in samples.tables.items() if split in splits and len(table)}

@@ -20,7 +20,7 @@ from ehr_core.config import component_settings
 from ehr_core.constants import DATA, SPLITS
 from ehr_core.errors import DataError, NotApplicable
 from ehr_core.formats.labels import Labels, read_labels
-from ehr_core.formats.meds import Shard, shards, subject_splits
+from ehr_core.formats.meds import READING, Shard, shards, subject_splits
 from ehr_core.formats.parquet import write_table
 from ehr_core.formats.tokens import TokenStore
 from ehr_core.stages import Given, Stage
@@ -148,20 +148,28 @@ def sample(plan: Plan, tokens: Stage, scratch: Path) -> Data:
 def copy_some(records: Path, target: Path) -> tuple[Path, float]:
     """A dataset of the first subjects of each split, and how much of the train split's events it has."""
     part = 1.0
-    for split in SPLITS:
-        mine = [shard for shard in shards(records) if shard.split == split]
+    found = shards(records)
+    for split in dict.fromkeys(shard.split for shard in found):
+        mine = [shard for shard in found if shard.split == split]
         table = first_subjects(mine, SAMPLE)
         write_table(target / DATA / split / "0.parquet", table)
         if split == SPLITS[0]:
             part = len(table) / max(sum(pq.read_metadata(shard.path).num_rows for shard in mine), 1)
     if (records / "metadata").is_dir():
         shutil.copytree(records / "metadata", target / "metadata")
+    if (records / READING).is_file():
+        shutil.copy(records / READING, target / READING)
     return target, part
 
 
 def first_subjects(mine: list[Shard], wanted: int) -> pa.Table:
     """Events of the first subjects, of a shard that has any: whole, at least one, as many as have ``wanted`` events."""
-    path = next((shard.path for shard in mine if pq.read_metadata(shard.path).num_rows), mine[0].path)
+    shard = next((shard for shard in mine if pq.read_metadata(shard.path).num_rows), mine[0])
+    path = shard.path
+    if shard.subject_id is not None:
+        wanted_S = pa.array(shard.subject_id[: max(1, wanted // 100)])
+        table = pq.read_table(path)
+        return table.filter(pc.is_in(table["subject_id"], value_set=wanted_S))
     subject_E = pq.read_table(path, columns=["subject_id"])["subject_id"].to_numpy()
     end_S = np.append((subject_E[1:] != subject_E[:-1]).nonzero()[0] + 1, len(subject_E))
     end = int(end_S[min(int(np.searchsorted(end_S, wanted)), len(end_S) - 1)])
