@@ -1,5 +1,7 @@
 """Tasks of other kinds than yes or no: one clinical situation a test, then random records against a plain walk."""
 
+import itertools
+
 import polars as pl
 import pytest
 from ehr_core.errors import ConfigError
@@ -155,7 +157,7 @@ RECORD = st.lists(st.tuples(st.integers(1, 2), st.integers(0, 12), CODES), min_s
 
 
 def stays_by_hand(happened):
-    """(start, stop, whether a discharge is there) of every stay of some length, with one open stay at a time."""
+    """(start, stop, whether a discharge is there) of every stay, with one open stay at a time."""
     opened = None
     for t in sorted({t for t, _ in happened}):
         at = {c for u, c in happened if u == t}
@@ -163,7 +165,9 @@ def stays_by_hand(happened):
         if was_open and at & {ADM, DIS}:
             yield start, t, DIS in at
             opened = None
-        if ADM in at and (was_open or DIS not in at):
+        if {ADM, DIS} <= at and not was_open:
+            yield t, t, True
+        elif ADM in at:
             opened = t
     if opened is not None:
         yield opened, None, False
@@ -181,13 +185,15 @@ def in_hospital_by_hand(happened, end):
 
 def next_by_hand(happened, end, horizon):
     """(discharge, [answer of each group]) as the rule is written down."""
-    times = {code: sorted(t for t, c in happened if c == code) for code in (ADM, DIS, DIE, HEART, LUNG)}
-    for out in sorted(set(times[DIS]) - set(times[ADM])):
-        back = next((t for t in times[ADM] if t > out), None)
-        if (times[DIE] and times[DIE][0] <= out) or out + horizon > end or back is None or back > out + horizon:
+    times = {code: sorted(t for t, c in happened if c == code) for code in (DIE, HEART, LUNG)}
+    death = min(times[DIE], default=None)
+    stays = list(stays_by_hand(happened))
+    for (_, out, discharged), (back, stop, _) in itertools.pairwise(stays):
+        if not discharged or back == out or (death is not None and death <= out):
             continue
-        edges = [t for code in (ADM, DIS, DIE) for t in times[code] if t > back]
-        over = back if back in (*times[DIS], *times[DIE]) else min(edges, default=None)
+        if out + horizon > end or back > out + horizon:
+            continue
+        over = min([t for t in (stop, death) if t is not None and t >= back], default=None)
         if over is not None:
             firsts = [min(times[code], default=None) for code in (HEART, LUNG)]
             yield out, [None if f is not None and f <= out else f is not None and back <= f <= over for f in firsts]

@@ -5,6 +5,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 from ehr_core.errors import ConfigError
+from ehr_core.formats.meds import read_events, shards
 from ehr_eval.task_settings import InHospitalMortalityConfig, Readmission30dConfig
 from ehr_eval.tasks import InHospitalMortality, Readmission30d
 
@@ -15,6 +16,18 @@ ADM, DIS, DIE = "HOSPITAL_ADMISSION//ER", "HOSPITAL_DISCHARGE//HOME", "MEDS_DEAT
 def mortality(events, at):
     def ask(rows, end=1000, **settings):
         table = InHospitalMortality(InHospitalMortalityConfig(**settings)).label(events(rows), at(end))
+        return [(s, (t - at(0)).total_seconds() / 86400, y) for s, t, y in table.rows()]
+
+    return ask
+
+
+@pytest.fixture
+def label_records(events, at, dataset, tmp_path):
+    """Mortality labels of rows that were written and read."""
+
+    def ask(rows):
+        (shard,) = shards(dataset(tmp_path / "meds", train=[events(rows)], tuning=[], held_out=[]))
+        table = InHospitalMortality(InHospitalMortalityConfig()).label(read_events(shard), at(1000))
         return [(s, (t - at(0)).total_seconds() / 86400, y) for s, t, y in table.rows()]
 
     return ask
@@ -106,8 +119,34 @@ def test_a_readmission_counts_up_to_and_with_the_thirtieth_day(readmission):
     assert readmission(rows) == [(1, 2.0, True), (2, 2.0, False)]
 
 
-def test_a_transfer_at_the_instant_of_the_discharge_is_no_readmission(readmission):
-    assert readmission([(1, 0, ADM), (1, 2, DIS), (1, 2, ADM), (1, 5, DIS)]) == [(1, 2.0, False), (1, 5.0, False)]
+def test_a_transfer_at_the_instant_of_the_discharge_is_neither_asked_nor_a_readmission(readmission):
+    assert readmission([(1, 0, ADM), (1, 2, DIS), (1, 2, ADM), (1, 5, DIS)]) == [(1, 5.0, False)]
+
+
+def test_a_stay_is_asked_once_however_many_discharges_it_has(readmission):
+    rows = [(1, 0, ADM), (1, 5, DIS), (1, 5.001, DIS), (1, 6, DIS), (1, 20, ADM), (1, 21, DIS)]
+    assert readmission(rows) == [(1, 5.0, True), (1, 21.0, False)]
+
+
+def test_a_discharge_without_an_admission_is_no_stay(readmission):
+    assert readmission([(1, 0, DIS), (1, 5, ADM), (1, 6, DIS)]) == [(1, 6.0, False)]
+
+
+def test_a_stay_within_a_stay_ends_it_and_is_asked_at_its_own_discharge(readmission, mortality):
+    rows = [(1, 0, ADM), (1, 3, ADM), (1, 5, DIS), (1, 10, DIS), (1, 60, ADM), (1, 61, DIS)]
+    assert readmission(rows) == [(1, 5.0, False), (1, 61.0, False)]
+    assert mortality(rows[:-2]) == [(1, 1.0, False), (1, 4.0, False)]
+
+
+def test_a_discharge_after_death_ends_nothing_that_death_has_not_ended(mortality):
+    assert mortality([(1, 0, ADM), (1, 3, DIE), (1, 5, DIS)]) == [(1, 1.0, True)]
+    assert mortality([(1, 0, ADM), (1, 0.5, DIE), (1, 5, DIS)]) == []
+
+
+def test_a_death_known_by_its_date_is_that_of_the_day(label_records):
+    hour = 1 / 24
+    rows = [(1, 0 + 8 * hour, ADM), (1, 1, DIE), (1, 1 + 14 * hour, DIS)]
+    assert label_records(rows) == [(1, 1 + 8 * hour, True)]
 
 
 def test_a_discharge_at_or_after_death_gives_no_row(readmission):

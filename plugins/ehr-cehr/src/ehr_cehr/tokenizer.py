@@ -31,7 +31,7 @@ from ehr_tokenize.grammars.spacing import Lengths, join, measure
 from ehr_tokenize.grammars.timeline import Parts, TimelineTokenizer
 from ehr_tokenize.grammars.weaving import Strand, last_of_subject, weave
 from ehr_tokenize.prepare import arrays
-from ehr_tokenize.prepare.stays import find_stays, starts_with
+from ehr_core.stays import find_stays, starts_with
 
 from ehr_cehr.day_tokens import DayTokens, day_of
 from ehr_cehr.plugin import CehrConfig

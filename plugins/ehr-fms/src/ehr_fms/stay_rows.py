@@ -16,7 +16,7 @@ from ehr_core.errors import DataError
 from ehr_core.formats.tokens import NO_TIME, YEAR_US
 from ehr_tokenize.grammars.timeline import births
 from ehr_tokenize.prepare import arrays
-from ehr_tokenize.prepare.stays import Stays, find_stays, starts_with, stays_by_key
+from ehr_core.stays import Stays, find_stays, starts_with, stays_by_key
 
 from ehr_fms.plugin import FmsConfig
 from ehr_fms.tables import Entry

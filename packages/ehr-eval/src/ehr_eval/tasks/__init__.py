@@ -1,13 +1,12 @@
 """Clinical questions asked of MEDS events, and the blocks that they are built of.
 
-Codes are matched as prefixes; nothing crosses a subject, and nothing after the end of the data is looked at. Everything
-is decided on instants (all events of a subject at one time), because the order of rows within an instant means nothing
-in MEDS.
+Codes are matched as prefixes; nothing crosses a subject, and nothing after the end of the data is looked at. Stays are
+those of `ehr_core.stays`, which tokens have too: the order of rows within an instant means nothing.
 """
 
 from ehr_eval.tasks.after_discharge import NextDiagnoses, Readmission30d
 from ehr_eval.tasks.in_hospital import InHospitalMortality, LengthOfStay, LengthOfStayClass, TimeToDeath
-from ehr_eval.tasks.instants import codes_with
+from ehr_eval.tasks.records import codes_with
 
 __all__ = [
     "InHospitalMortality",

@@ -8,7 +8,7 @@ from ehr_core.outcomes import MULTILABEL
 from ehr_core.protocols import OutcomeCodes
 
 from ehr_eval.task_settings import DISEASES, NextDiagnosesConfig, Readmission30dConfig
-from ehr_eval.tasks.instants import belongs, first_later, instants
+from ehr_eval.tasks.records import belongs
 from ehr_eval.tasks.stays import DischargeTask
 
 LONG_AGO = datetime(1, 1, 1)
@@ -34,11 +34,10 @@ class Readmission30d(DischargeTask):
 class NextDiagnoses(DischargeTask):
     """Which groups of diagnoses are coded for the first time in the next stay?
 
-    Asked at a live discharge of who comes back within the horizon; a discharge at the instant of an admission is a
-    transfer and gives no row. The next stay is whatever lies between its admission and the next discharge, death or
-    admission, both included; where that is not on record there is no row. A label is true when the first code of its
-    group in the whole record falls into that stay, and null (not asked) when the group was coded at the prediction time
-    or before.
+    Asked at a live discharge of who comes back within the horizon. The next stay is whatever lies between its admission
+    and the discharge, death or next admission that ends it, both included; where that is not on record there is no row.
+    A label is true when the first code of its group in the whole record falls into that stay, and null (not asked) when
+    the group was coded at the prediction time or before.
     """
 
     kind = MULTILABEL
@@ -61,23 +60,12 @@ class NextDiagnoses(DischargeTask):
         return super().needed() | {"diagnosis": [prefix for group in self.diagnoses.values() for prefix in group]}
 
     def _answered(self, events: pl.DataFrame, end: datetime) -> pl.DataFrame:
-        asked = self.discharges(events, end).filter(pl.col("next_admission").is_not_null() & ~pl.col("admission"))
         return (
-            asked.join(self._stay_ends(events, end), on=["subject_id", "next_admission"], how="left")
-            .filter(pl.col("next_end").is_not_null())
+            self.discharges(events, end)
+            .filter(pl.col("next_admission").is_not_null() & pl.col("next_end").is_not_null())
             .join(self._first_codes(events, end), on="subject_id", how="left")
             .with_columns(pl.concat_list(self._is_new(str(k)) for k in range(len(self.names))).alias("boolean_values"))
             .sort("subject_id", "prediction_time")
-        )
-
-    def _stay_ends(self, events: pl.DataFrame, end: datetime) -> pl.DataFrame:
-        """``next_end`` of a stay that begins at ``next_admission`` while no other is open; null: not on record."""
-        over = pl.min_horizontal(first_later(name) for name in self.groups)
-        no_length = pl.col("discharge") | pl.col("death")
-        return instants(events, self.groups, end).select(
-            "subject_id",
-            pl.col("time").alias("next_admission"),
-            pl.when(no_length).then(pl.col("time")).otherwise(over).alias("next_end"),
         )
 
     def _first_codes(self, events: pl.DataFrame, end: datetime) -> pl.DataFrame:

@@ -10,7 +10,7 @@ from ehr_core.outcomes import BINARY, COLUMNS
 from ehr_core.protocols import OutcomeCodes
 
 from ehr_eval.task_settings import InHospitalCodes, StayCodes
-from ehr_eval.tasks.instants import days, first_later, first_of, instants, stay_is_open
+from ehr_eval.tasks.records import days, stays_of
 
 KEY = ("subject_id", "prediction_time")
 
@@ -69,25 +69,16 @@ class InHospitalTask(StayTask):
         """Stays that go on at their prediction time, at ``end`` at the latest.
 
         Columns: ``left`` (time of death, discharge or next admission; null: none is on record), ``died`` (in this stay)
-        and ``discharged`` (whether a discharge is what comes first of that and the next admission; may be null).
+        and ``discharged`` (whether a discharge is what comes first of that and the next admission).
         """
-        death, stop, asked = pl.col("first_death"), pl.col("stop"), pl.col("prediction_time")
-        no_length = pl.col("discharge") & ~pl.col("was_open")
+        death, close, asked = pl.col("death"), pl.col("close"), pl.col("prediction_time")
         return (
-            instants(events, self.groups, end)
+            stays_of(events, self.groups, end)
+            .with_columns((pl.col("start") + self.offset).alias("prediction_time"))
+            .filter((asked <= end) & (death.is_null() | (death > asked)) & (close.is_null() | (close > asked)))
             .with_columns(
-                first_of("death").alias("first_death"),
-                first_later("discharge").alias("next_discharge"),
-                pl.min_horizontal(first_later("discharge"), first_later("admission")).alias("stop"),
-                stay_is_open().alias("was_open"),
-                (pl.col("time") + self.offset).alias("prediction_time"),
-            )
-            .filter(pl.col("admission") & ~no_length & (asked <= end))
-            .filter((death.is_null() | (death > asked)) & (stop.is_null() | (stop > asked)))
-            .with_columns(
-                (stop == pl.col("next_discharge")).alias("discharged"),
-                (death.is_not_null() & (stop.is_null() | (death <= stop))).alias("died"),
-                pl.min_horizontal(death, stop).alias("left"),
+                (death.is_not_null() & (close.is_null() | (death <= close))).alias("died"),
+                pl.min_horizontal(death, close).alias("left"),
             )
         )
 
@@ -99,8 +90,9 @@ class InHospitalTask(StayTask):
 class DischargeTask(StayTask):
     """A question about what follows a live discharge within ``horizon_days``, asked at the discharge.
 
-    A discharge at or after death gives no row. Nor does one whose horizon reaches beyond the end of the data, whatever
-    happened, so that who is censored does not depend on the outcome.
+    Each stay gives one row at most, at the discharge that closes it. There is none for a discharge at or after death,
+    and none where the next stay begins at that instant: a transfer. Nor is there one for a discharge whose horizon
+    reaches beyond the end of the data, whatever happened, so that who is censored does not depend on the outcome.
     """
 
     def __init__(self, settings: StayCodes, horizon_days: float):
@@ -110,17 +102,19 @@ class DischargeTask(StayTask):
         self.horizon = timedelta(days=horizon_days)
 
     def discharges(self, events: pl.DataFrame, end: datetime) -> pl.DataFrame:
-        """Live discharges, with ``next_admission`` (null: none within the horizon)."""
-        death, time = pl.col("first_death"), pl.col("time")
-        back = pl.col("later_admission")
+        """Live discharges, with ``next_admission`` (null: none within the horizon) and ``next_end`` of that stay.
+
+        ``next_end`` is its discharge, death in it, or the admission after it; null: none is on record.
+        """
+        death, close, back = pl.col("death"), pl.col("close"), pl.col("next_start")
+        ends = pl.min_horizontal(close, pl.when(death >= pl.col("start")).then(death))
         return (
-            instants(events, self.groups, end)
+            stays_of(events, self.groups, end)
+            .with_columns(ends.shift(-1).over("subject_id").alias("next_end"))
+            .filter(pl.col("discharged") & (death.is_null() | (death > close)) & (back.is_null() | (back > close)))
+            .filter(close + self.horizon <= end)
             .with_columns(
-                first_of("death").alias("first_death"),
-                first_later("admission").alias("later_admission"),
-                time.alias("prediction_time"),
+                close.alias("prediction_time"),
+                pl.when(back <= close + self.horizon).then(back).alias("next_admission"),
             )
-            .filter(pl.col("discharge") & (death.is_null() | (death > time)))
-            .filter(time + self.horizon <= end)
-            .with_columns(pl.when(back <= time + self.horizon).then(back).alias("next_admission"))
         )

@@ -23,6 +23,7 @@ from ehr_core.constants import DAY_US, HOUR_US, MEDS_BIRTH, MINUTE_US
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import NO_TIME
 from ehr_core.formats.vocabulary import Token
+from ehr_core.stays import starts_with
 
 from ehr_tokenize.fit import frequent, quantiles
 from ehr_tokenize.fit.vocabularies import assemble
@@ -33,7 +34,6 @@ from ehr_tokenize.grammars.weaving import Strand, last_of_subject, weave
 from ehr_tokenize.plugin import EthosConfig
 from ehr_tokenize.prepare import arrays
 from ehr_tokenize.prepare.rules import limits
-from ehr_tokenize.prepare.stays import starts_with
 
 END = "TIMELINE_END"
 INTERVALS = {

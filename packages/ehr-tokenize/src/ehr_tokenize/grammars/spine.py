@@ -13,13 +13,13 @@ import polars as pl
 from ehr_core.errors import ConfigError
 from ehr_core.formats.intervals import Intervals
 from ehr_core.formats.vocabulary import Token
+from ehr_core.stays import starts_with
 from ehr_core.tokenizers import BaseTokenizer
 
 from ehr_tokenize.fit.quantiles import Counts
 from ehr_tokenize.grammars.spacing import Lengths, Spacing, means, quartiles
 from ehr_tokenize.prepare import arrays
 from ehr_tokenize.prepare.preparation import Preparation
-from ehr_tokenize.prepare.stays import starts_with
 
 
 class FittedTokenizer(BaseTokenizer):

@@ -28,6 +28,7 @@ from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats.folder import file_digest, read_json
 from ehr_core.formats.tokens import NO_TIME, Prefix, TokenTable
 from ehr_core.formats.vocabulary import CLS, SEP, SPECIALS, UNK, Token, Vocabulary
+from ehr_core.stays import starts_with
 
 from ehr_tokenize.grammars import visit_rules, weaving
 from ehr_tokenize.grammars.spine import FittedTokenizer
@@ -35,7 +36,6 @@ from ehr_tokenize.grammars.timeline import births, static_arrays
 from ehr_tokenize.grammars.visit_rules import UNKNOWN
 from ehr_tokenize.grammars.visits_settings import VisitsConfig
 from ehr_tokenize.prepare import arrays
-from ehr_tokenize.prepare.stays import starts_with
 
 STATICS = ("sex", "region")
 

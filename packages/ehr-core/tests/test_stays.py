@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 from ehr_core.formats.tokens import NO_TIME
-from ehr_tokenize.prepare.stays import find_stays, starts_with
+from ehr_core.stays import find_stays, starts_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

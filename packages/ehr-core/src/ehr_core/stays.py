@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+
 from ehr_core.formats.tokens import NO_TIME
 
 
