@@ -8,6 +8,7 @@ from ehr_core.errors import ConfigError, FormatError
 from ehr_tokenize.prepare import code_systems
 from ehr_tokenize.prepare.preparation import Preparation
 from ehr_tokenize.prepare.settings import CompleteConfig, MappingConfig, PrepareConfig, RuleConfig
+from ehr_tokenize.store import coverage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -201,6 +202,22 @@ def test_a_mapping_file_gives_all_the_first_or_the_category_of_the_first(tmp_pat
     assert mapped(tmp_path / "m.csv") == ["B//E11.9", "B//E13.9", "B//Z001", "OLD//no"]
     assert mapped(tmp_path / "m.csv", "first") == ["B//E11.9", "B//Z001", "OLD//no"]
     assert mapped(tmp_path / "m.csv", "category") == ["B//E11", "B//Z001", "OLD//no"]
+
+
+def test_how_much_a_mapping_reaches_is_told_by_what_was_looked_up_and_in_how_many_events(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text("from,to\nE11.9,T2D\nI10,HTN\n")
+    rules = [RuleConfig(codes=["DX//"], to=["DX//{1|m}"]), RuleConfig(codes=["RX//"], to=["RX//{1}"])]
+    settings = PrepareConfig(mappings={"m": MappingConfig(path=str(path))}, rules=rules)
+    codes = ["DX//E119", "DX//E119", "DX//E11.9", "DX//Z1", "RX//I10", "LAB//I10"]
+    events = pl.DataFrame(
+        {"subject_id": [1] * 6, "time": [datetime(2020, 1, 1)] * 6, "code": codes, "numeric_value": [None] * 6},
+        {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32},
+    )
+    found = {"m": {"E119": (2, True), "E11.9": (1, True), "Z1": (1, False)}}
+    assert Preparation(settings).mapped(events) == found
+    assert coverage.reached(found)["m"] == {"codes": 3, "codes_found": 2, "events": 4, "events_found": 3}
+    assert Preparation(PrepareConfig(rules=rules[1:])).mapped(events) == {}
 
 
 def test_a_mapping_may_be_parquet_with_other_columns(tmp_path):

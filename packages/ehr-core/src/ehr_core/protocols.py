@@ -112,6 +112,10 @@ class Tokenizer(Protocol):
         """Code to how many of its events are left out on purpose, as by a limit on codes."""
         ...
 
+    def mapped_events(self, events: pl.DataFrame) -> Mapping[str, Mapping[str, tuple[int, bool]]]:
+        """Name of each mapping file to what is looked up in it: in how many events, and whether it is there."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write vocabulary.json, prefix.json and tokenizer.json (``{"name", "settings", "state"}``), and
         intervals.json where tokens stand for time."""

@@ -89,6 +89,10 @@ class BaseTokenizer(abc.ABC):
         """None: nothing is left out on purpose."""
         return {}
 
+    def mapped_events(self, events: pl.DataFrame) -> Mapping[str, Mapping[str, tuple[int, bool]]]:
+        """None: no mapping file is used."""
+        return {}
+
     def events_alone(self, events: pl.DataFrame, which: Any) -> dict[str, int]:
         """Events of the codes that no token names and that ``which`` chooses; by code.
 

@@ -11,7 +11,7 @@ from ehr_core.formats.meds import shards
 
 from ehr_tokenize.plugin import MakeConfig, TokenizeConfig
 from ehr_tokenize.sources import making
-from ehr_tokenize.store import command
+from ehr_tokenize.store import command, coverage
 
 
 def tokenize(settings: TokenizeConfig) -> None:
@@ -45,6 +45,8 @@ def _print_store(content: dict[str, Any], output: Path, seconds: float) -> None:
         shares += f" and left out {known['left_out_events'] / known['events']:.2%}"
     print(f"{total['events']:,} events of {total['subjects']:,} subjects -> {total['tokens']:,} tokens in {output}")
     print(f"vocabulary {content['vocabulary_size']:,}, {shares} of events, {seconds:.1f} s")
+    for line in coverage.reach(content):
+        print(line)
     odd: Counter[str] = Counter({"non_finite": total["non_finite"]})
     for counts in content["treated"].values():
         odd.update(counts)

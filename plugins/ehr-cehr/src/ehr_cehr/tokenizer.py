@@ -25,13 +25,13 @@ from ehr_core.constants import DAY_SECONDS, DAY_US, HOUR_US
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.formats.tokens import NO_TIME, YEAR_US, Prefix
 from ehr_core.formats.vocabulary import Token
+from ehr_core.stays import find_stays, starts_with
 from ehr_tokenize.fit import quantiles
 from ehr_tokenize.fit.vocabularies import assemble, subjects_per_code
 from ehr_tokenize.grammars.spacing import Lengths, join, measure
 from ehr_tokenize.grammars.timeline import Parts, TimelineTokenizer
 from ehr_tokenize.grammars.weaving import Strand, last_of_subject, weave
 from ehr_tokenize.prepare import arrays
-from ehr_core.stays import find_stays, starts_with
 
 from ehr_cehr.day_tokens import DayTokens, day_of
 from ehr_cehr.plugin import CehrConfig

@@ -14,9 +14,9 @@ import polars as pl
 from ehr_core.constants import DAY_US, HOUR_US, MEDS_BIRTH
 from ehr_core.errors import DataError
 from ehr_core.formats.tokens import NO_TIME, YEAR_US
+from ehr_core.stays import Stays, find_stays, starts_with, stays_by_key
 from ehr_tokenize.grammars.timeline import births
 from ehr_tokenize.prepare import arrays
-from ehr_core.stays import Stays, find_stays, starts_with, stays_by_key
 
 from ehr_fms.plugin import FmsConfig
 from ehr_fms.tables import Entry

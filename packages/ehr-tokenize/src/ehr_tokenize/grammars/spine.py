@@ -61,6 +61,10 @@ class FittedTokenizer(BaseTokenizer):
             if (rows >= least and (subjects is None or subjects[name] >= people)) or self.is_kept(name)
         }
 
+    def mapped_events(self, events: pl.DataFrame) -> Mapping[str, Mapping[str, tuple[int, bool]]]:
+        """What the rules of the preparation look up."""
+        return self.preparation.mapped(events)
+
     # -- state
 
     def unfitted(self) -> Any:

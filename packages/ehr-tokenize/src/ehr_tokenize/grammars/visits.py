@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -122,6 +122,16 @@ class Visits(FittedTokenizer):
         if not isinstance(found, dict) or not all(isinstance(to, str) and to for to in found.values()):
             raise FormatError(f"{path} is not a JSON object of codes to codes")
         self.files = {"mapping": file_digest(path)}
+        return found
+
+    def mapped_events(self, events: pl.DataFrame) -> Mapping[str, Mapping[str, tuple[int, bool]]]:
+        """As the protocol says: every code that may become a token is looked up in ``mapping``."""
+        keys, found = self._known_mapping(), dict(super().mapped_events(events))
+        if keys:
+            rows = self.records(events)
+            kept = self._keep(rows)
+            rows_C = np.bincount(rows.code_N[kept.at_K], minlength=len(rows.names_C)).tolist()
+            found["mapping"] = {name: (n, name in keys) for name, n in zip(rows.names_C, rows_C, strict=True) if n}
         return found
 
     def _useless_mapping(self, codes: Counter[str]) -> ConfigError:

@@ -41,6 +41,8 @@ class Preparation:
         """``mappings``: what `state` gave; the files are not looked at then."""
         self._settings = settings = settings or PrepareConfig()
         self._mappings: dict[str, dict[str, list[str]]] = {}
+        self._looked: set[tuple[str, str, bool]] = set()
+        """What a rule that is being applied has looked up: name of the mapping, value, whether it is there."""
         if mappings is not None:
             self._restore(mappings)
         for start, hours in settings.delay_hours.items():
@@ -67,7 +69,9 @@ class Preparation:
     # -- mapping files
 
     def _look_up(self, name: str, text: str) -> list[str]:
-        return self._mapping(name).get(clean(text), [])
+        found = self._mapping(name).get(clean(text), [])
+        self._looked.add((name, text, bool(found)))
+        return found
 
     def _mapping(self, name: str) -> dict[str, list[str]]:
         if name not in self._mappings:
@@ -102,13 +106,22 @@ class Preparation:
 
     def apply(self, events: pl.DataFrame) -> pl.DataFrame:
         """The prepared events, ordered by (subject_id, time), null times first; further columns go along."""
+        events = self._completed(events)
+        return self._rewrite(events) if self._rules and len(events) else events
+
+    def mapped(self, events: pl.DataFrame) -> dict[str, dict[str, tuple[int, bool]]]:
+        """By name of each mapping, what rules look up in it: in how many events, and whether it is there."""
+        found: dict[str, dict[str, tuple[int, bool]]] = {name: {} for name in self._settings.mappings}
+        if found and self._rules and len(events):
+            self._rewrite(self._completed(events), found)
+        return found
+
+    def _completed(self, events: pl.DataFrame) -> pl.DataFrame:
         chosen = self._settings
         if chosen.end_of_day or chosen.delay_hours or chosen.order:
             events = self._arrange(events)
         for entry in chosen.complete:
             events = _complete(events, entry.at, entry.without, entry.add)
-        if self._rules and len(events):
-            events = self._rewrite(events)
         return events
 
     def _arrange(self, events: pl.DataFrame) -> pl.DataFrame:
@@ -127,8 +140,10 @@ class Preparation:
         time = pl.Series("time", time_N).cast(pl.Datetime("us")).set(pl.Series(~timed_N), None)
         return events.with_columns(time)[place_N]
 
-    def _rewrite(self, events: pl.DataFrame) -> pl.DataFrame:
-        """Events by the rules."""
+    def _rewrite(
+        self, events: pl.DataFrame, found: dict[str, dict[str, tuple[int, bool]]] | None = None
+    ) -> pl.DataFrame:
+        """Events by the rules; ``found`` takes up what is looked up in the mappings that it names."""
         rows = arrays.records(events)
         recipes: list[list[Made]] = [[Made(name, keeps_value=True)] for name in rows.names_C]
         recipe_N = rows.code_N.astype(np.int64)  # at first every event stays as it is
@@ -140,7 +155,12 @@ class Preparation:
             if not len(at):
                 continue
             combination, which = _combinations(rows, at, events, rule.columns)
-            made = [rule.apply(code, columns) for code, columns in combination]
+            made, often = [], np.bincount(which, minlength=len(combination)).tolist()
+            for (code, columns), n in zip(combination, often, strict=True):
+                self._looked.clear()
+                made.append(rule.apply(code, columns))
+                for name, text, there in self._looked if found is not None else ():
+                    found[name][text] = (found[name].get(text, (0, there))[0] + n, there)
             number = np.array([-1 if m is None else len(recipes) + k for k, m in enumerate(made)])
             recipes += [m or [] for m in made]
             done = number[which] >= 0

@@ -183,10 +183,12 @@ class Run:
         splits: dict[str, Counter[str]] = {split: Counter() for split in names}
         treated: dict[str, Counter[str]] = {split: Counter() for split in names}
         codes: dict[str, coverage.Codes] = {split: {} for split in (*names, "all")}
+        mapped: coverage.Mapped = {}
         for job in jobs:
             record = read_json(job.record)
             splits[job.shard.split].update({"shards": 1, **record["counts"]})
             treated[job.shard.split].update(record["treated"])
+            coverage.add_mapped(mapped, record["mapped"])
             for part in (job.shard.split, "all"):
                 coverage.add(codes[part], record["codes"])
         facts = metadata.dataset_facts(meds)
@@ -197,6 +199,7 @@ class Run:
             "splits": {split: dict(counts) for split, counts in splits.items()},
             "treated": {split: dict(counts) for split, counts in treated.items()},
             "coverage": {split: coverage.by_prefix(found) for split, found in codes.items()},
+            "mappings": coverage.reached(mapped),
             "metadata": {
                 "missing": metadata.missing(meds),
                 "codes_not_described": metadata.codes_without_metadata(meds, codes["all"]),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import polars as pl
 from ehr_core.formats.vocabulary import SPECIALS, UNK, Vocabulary
@@ -32,6 +33,39 @@ def code_events(events: pl.DataFrame, tokenizer: Tokenizer) -> Codes:
     unknown, left_out = tokenizer.unknown_events(events), tokenizer.left_out_events(events)
     counts = events["code"].value_counts(sort=False, name="events")
     return {code: (n, unknown.get(code, 0), left_out.get(code, 0)) for code, n in counts.iter_rows()}
+
+
+Mapped = dict[str, dict[str, tuple[int, bool]]]
+"""By name of a mapping file, what is looked up in it: in how many events, and whether it is there."""
+
+
+def add_mapped(whole: Mapped, part: Mapping[str, Mapping[str, Sequence[Any]]]) -> None:
+    """Add what another shard looked up to ``whole``."""
+    for name, looked in part.items():
+        mine = whole.setdefault(name, {})
+        for text, (events, there) in looked.items():
+            mine[text] = (mine.get(text, (0, there))[0] + events, bool(there))
+
+
+def reached(mapped: Mapped) -> dict[str, dict[str, int]]:
+    """By name of a mapping file: ``codes`` and ``events`` that were looked up, and how many of them it has."""
+    return {
+        name: {
+            "codes": len(looked),
+            "codes_found": sum(there for _, there in looked.values()),
+            "events": sum(events for events, _ in looked.values()),
+            "events_found": sum(events for events, there in looked.values() if there),
+        }
+        for name, looked in mapped.items()
+    }
+
+
+def reach(content: dict[str, Any]) -> list[str]:
+    """How much each mapping file reached, a line each, from the content of a store's manifest."""
+    return [
+        f"{name}: reached {n['codes_found']:,} of {n['codes']:,} codes, {n['events_found']:,} of {n['events']:,} events"
+        for name, n in content.get("mappings", {}).items()
+    ]
 
 
 def prefix_of(code: str) -> str:

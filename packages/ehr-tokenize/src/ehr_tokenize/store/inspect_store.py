@@ -18,7 +18,7 @@ from ehr_core.errors import ConfigError
 from ehr_core.formats.folder import read_json
 from ehr_core.formats.tokens import TOKENIZER, TokenStore, TokenTable, prefix_tokens
 
-from ehr_tokenize.store import pictures
+from ehr_tokenize.store import coverage, pictures
 from ehr_tokenize.store.settings import InspectConfig
 from ehr_tokenize.store.treated import NAMES
 
@@ -94,6 +94,7 @@ def lines(store: TokenStore, figures: Figures, top: int) -> Iterator[str]:
         for prefix, c in unknown[:20]:
             events = f"{c['unk_events']:,} of {c['events']:,} events ({_share(c['unk_events'], c['events'])})"
             yield f"  {pictures.shortened(prefix):<24} {events}, {c['unk_codes']:,} of {c['codes']:,} codes"
+    yield from coverage.reach(content)
     odd = _treated(content)
     if odd:
         yield "treated: " + ", ".join(f"{name} {number:,}" for name, number in odd)
@@ -174,7 +175,10 @@ def _page(store: TokenStore, figures: Figures, top: int, shown: tuple[TokenTable
             pictures.bars([(k, n, _share(n, figures.tokens)) for k, n in kinds.most_common()], "Kinds"),
         ),
         ("Not known to the vocabulary", _unknown_section(content)),
-        ("Treated", _treated_section(content)),
+        (
+            "Treated",
+            _treated_section(content) + "".join(f"<p>{pictures.escaped(x)}</p>" for x in coverage.reach(content)),
+        ),
     ]
     if shown is not None:
         sections.append(_timeline(store, *shown))
@@ -214,10 +218,10 @@ def _unknown_section(content: dict[str, Any]) -> str:
 
 def _treated_section(content: dict[str, Any]) -> str:
     found = _treated(content)
+    reach = "".join(f"<p>{pictures.escaped(line)}</p>" for line in coverage.reach(content))
     if not found:
-        return "<p>Nothing in the records was odd.</p>"
-    words = NAMES | {"non_finite": "numbers that were NaN, infinite or beyond float32, and became missing"}
-    return pictures.table(("what", "how often", ""), [(name, n, words.get(name, "")) for name, n in found])
+        return "<p>Nothing in the records was odd.</p>" + reach
+    return pictures.table(("what", "how often", ""), [(name, n, NAMES.get(name, "")) for name, n in found]) + reach
 
 
 # -- one subject

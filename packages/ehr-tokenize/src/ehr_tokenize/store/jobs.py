@@ -108,6 +108,7 @@ def encode(job: EncodeJob) -> None:
         "counts": counts | {"non_finite": treated.pop("non_finite")},
         "treated": treated | odd_rows(events),
         "codes": coverage.code_events(events, tokenizer),
+        "mapped": {name: dict(found) for name, found in tokenizer.mapped_events(events).items()},
         "size": job.file.stat().st_size,
     }
     job.record.parent.mkdir(parents=True, exist_ok=True)
