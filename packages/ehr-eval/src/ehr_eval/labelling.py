@@ -200,8 +200,9 @@ def _say_treated(parts: Iterable[ShardLabels]) -> dict[str, int]:
     for part in parts:
         total.update(part.treated)
     found = {name: count for name, count in sorted(total.items()) if count}
-    if found:
-        print("treated: " + ", ".join(f"{name} {count:,}" for name, count in found.items()), file=sys.stderr)
+    said = [f"{name} {count:,}" for name, count in found.items() if name != "subjects_without_birth"]
+    if said:  # of births no label depends on
+        print("treated: " + ", ".join(said), file=sys.stderr)
     return found
 
 

@@ -1,6 +1,7 @@
 """From settings to the graph of stages, with everything that can be refused before any work."""
 
 import dataclasses
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ehr_core.formats.meds import shards, subject_splits
 from ehr_core.formats.run import Run
 from ehr_core.formats.tokens import TokenStore
 from ehr_core.outcomes import BINARY, MULTICLASS, Question
+from ehr_core.plugin import MedsConfig
 from ehr_core.plugins import build, registry
 from ehr_core.stages import Given, Graph, Stage, check_writable, settings_key
 from ehr_eval.evaluation import check_scoring
@@ -48,6 +50,8 @@ class Plan:
     predicted: dict[tuple[str, str], Stage] = field(default_factory=dict)
     run: Stage | None = None
     """The stage that trains the model."""
+    view: tempfile.TemporaryDirectory[str] | None = None
+    """Where MEDS records are seen as the source's settings say; it lives as long as the plan."""
 
     def job(self) -> TrainJob:
         """The training job, whose store may still be to be made; without labels and vectors that are."""
@@ -131,6 +135,10 @@ def _records(plan: Plan) -> Stage | Given:
     """The MEDS dataset: written once, or the user's folder where it is, checked."""
     s = plan.settings
     source = build("source", s.source)
+    if isinstance(s.source, MedsConfig) and source.place is None:  # links, made at once so that all can be checked
+        plan.view = tempfile.TemporaryDirectory(prefix="ehr-records-")
+        place = source.provide(Path(plan.view.name), build("executor", s.executor))
+        return Given(place, digest_of(settings_key(s.source)))
     if source.place is None:
         return plan.graph.add("data", steps.write_records, s.source, words=s.source.name, free=s.executor)
     place = source.provide(source.place, build("executor", s.executor))
