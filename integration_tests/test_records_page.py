@@ -15,7 +15,7 @@ ROWS = [
 ]
 
 
-def tests_of(path):
+def names_in(path):
     return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
 
 
@@ -27,7 +27,7 @@ def test_the_row_is_executed_by_a_test(row):
     for file, name in named:
         place = next((path for part in ("packages", "plugins", ".") if (path := ROOT / part / file).is_file()), None)
         assert place is not None, f"there is no {file}"
-        assert name in tests_of(place), f"{file} has no {name}"
+        assert name in names_in(place), f"{file} has no {name}"
 
 
 def test_every_name_that_a_reader_counts_under_is_on_the_page():
@@ -35,4 +35,4 @@ def test_every_name_that_a_reader_counts_under_is_on_the_page():
     from ehr_tokenize.store.treated import NAMES
 
     missing = [name for name in {**TREATED, **NAMES} if f"`{name}`" not in PAGE]
-    assert missing == ["shards_empty"], "the page has no row for it"
+    assert not missing, f"the page has no row for {missing}"
