@@ -159,8 +159,9 @@ class Preparation:
             for (code, columns), n in zip(combination, often, strict=True):
                 self._looked.clear()
                 made.append(rule.apply(code, columns))
-                for name, text, there in self._looked if found is not None else ():
-                    found[name][text] = (found[name].get(text, (0, there))[0] + n, there)
+                for name, text, there in self._looked:
+                    if found is not None:
+                        found[name][text] = (found[name].get(text, (0, there))[0] + n, there)
             number = np.array([-1 if m is None else len(recipes) + k for k, m in enumerate(made)])
             recipes += [m or [] for m in made]
             done = number[which] >= 0
