@@ -210,7 +210,10 @@ FAULTS = {
     "no truth value": ({"boolean_value": [2, *[1] * 8]}, "has 1 values that are neither 0 nor 1"),
     "text for truth": ({"boolean_value": ["yes"] * 9}, "expected bool: true and false, or 1 and 0"),
     "negative class": ({"integer_value": [-1, *[0] * 8]}, "has 1 values that are not classes from 0 to 0"),
-    "fraction of a class": ({"integer_value": [0.5] * 9}, "column 'integer_value' is double, expected int64"),
+    "fraction of a class": (
+        {"integer_value": [0.5] * 9},
+        "'integer_value' has 9 values that are not whole numbers",
+    ),
     "infinite number": ({"float_value": [np.inf, *[0.0] * 8]}, "has 1 values that are not finite numbers"),
     "no number": ({"float_value": [np.nan, *[0.0] * 8]}, "has 1 values that are not finite numbers"),
     "time before": ({"time_days": [-1.0, *[0.0] * 8], "event": [True] * 9}, "numbers of days, 0 or more"),
@@ -218,7 +221,7 @@ FAULTS = {
     "fraction of a label": ({"boolean_values": [[0.3], *[[1.0]] * 8]}, "has 1 values that are neither 0 nor 1"),
     "code for a class": ({"integer_value": [20_000_000, *[0] * 8]}, "Give categorical_value for codes, or kind=regr"),
     "numbers for names": ({"categorical_value": [1.0] * 9}, "column 'categorical_value' is double, expected string"),
-    "beyond 32 bits": ({"float_value": [1e300, *[0.0] * 8]}, "has 1 values that are not finite numbers of 32 bits"),
+    "beyond 32 bits": ({"float_value": [1e300, *[0.0] * 8]}, "has 1 values that are not finite numbers up to 1e\\+15"),
     "seconds for times": (
         {"subject_id": SUBJECTS, "prediction_time": [1_500_000_000] * 9, "boolean_value": [True] * 9},
         "column 'prediction_time' is int64, expected timestamp",

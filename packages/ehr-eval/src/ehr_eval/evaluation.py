@@ -19,7 +19,6 @@ from ehr_core.config import to_plain
 from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats.folder import digest_of, file_digest, read_json, write_json
-from ehr_core.formats.labels import KEY
 from ehr_core.formats.predictions import FILE
 from ehr_core.outcomes import BINARY, MULTICLASS, MULTILABEL, REGRESSION, SURVIVAL, Question, Sample
 
@@ -154,9 +153,6 @@ def read_samples(founds: list[Found], split: str) -> dict[str, Sample]:
         part, tuning = whole.of(split), whole.of("tuning")
         if not whole.labelled:
             raise DataError(f"{found.path / FILE} has no outcomes, so there is nothing to compare its predictions with")
-        keys = part.table.select(list(KEY))
-        if len(keys.group_by(list(KEY)).aggregate([])) < len(keys):
-            raise DataError(f"{found.path / FILE}: the split {split!r} has a sample more than once")
         sample = _sample(part.table, part.label, part.prediction, question)
         if len(tuning) and split != "tuning":
             other = _sample(tuning.table, tuning.label, tuning.prediction, question)

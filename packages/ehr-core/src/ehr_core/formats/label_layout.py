@@ -1,11 +1,14 @@
 """Where the files of a labels folder are, in whichever of the usual layouts."""
 
+import re
 from pathlib import Path
 
 from ehr_core.constants import SPLITS
 from ehr_core.errors import FormatError
 
 SUFFIXES = (".parquet", ".csv")
+SHARD = re.compile(r"\d+([-_.]\d+)*|(part|shard|chunk|batch|file|data|labels?)([-_.]?\d|[-_.]).*")
+"""What one of several files of a task is called: a number, or such a word before one; anything else is another task."""
 
 
 def has_labels(folder: Path) -> bool:
@@ -50,11 +53,14 @@ def _layout(folder: Path) -> dict[str, list[Path]]:
     if found:
         _refuse_others([path for path in flat if path.stem not in SPLITS], folder)
         return found
-    if len(flat) > 1 and (named := [path for path in flat if not any(sign.isdigit() for sign in path.stem)]):
+    if len(flat) > 1 and (named := [path for path in flat if not SHARD.fullmatch(path.stem)]):
         raise FormatError(
             f"{folder} has {len(flat)} files, {named[0].name} among them, that are neither {', '.join(SPLITS)} nor "
-            "numbered shards; give each task a folder of its own"
+            "numbered shards (0, part-0, labels_A); give each task a folder of its own"
         )
+    below = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    if not flat and below and all(path.name.isdigit() for path in below):  # a task is not called by a number
+        flat = _tables(folder, deep=True)
     return {"": flat} if flat else {}
 
 
@@ -67,5 +73,10 @@ def _refuse_others(others: list[Path], folder: Path) -> None:
 
 
 def _tables(folder: Path, deep: bool) -> list[Path]:
+    """Tables in a folder in order; what is hidden, or below a hidden folder, is none."""
     paths = folder.rglob("*") if deep else folder.iterdir()
-    return sorted(p for p in paths if p.suffix in SUFFIXES and p.is_file() and not p.name.startswith("."))
+    return sorted(
+        path
+        for path in paths
+        if is_table(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )

@@ -11,7 +11,7 @@ none where only predictions are wanted; and, in a synthetic cohort, the truth. O
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats.folder import MANIFEST, Manifest, digest_of, read_manifest, write_manifest
 from ehr_core.formats.label_layout import label_files
-from ehr_core.formats.label_values import typed
+from ehr_core.formats.label_values import check_outcome, typed
 from ehr_core.formats.parquet import read_table, write_table
 from ehr_core.outcomes import (
     BINARY,
@@ -155,7 +155,8 @@ def read_labels(folder: Path, kind: str | None = None, split_of: Mapping[int, st
     columns = _columns(question)
     tables: dict[str, pa.Table] = {}
     for split, pairs in raw.items():
-        tables[split] = pa.concat_tables([_checked(table, path, columns, question) for path, table in pairs])
+        checked = [_checked(table, path, columns, question) for path, table in pairs]
+        tables[split] = pa.concat_tables(checked, promote_options="default")
     if "" in tables:
         tables = _divided(tables[""], folder, split_of)
     ordered = {split: tables[split].sort_by([(key, "ascending") for key in KEY]) for split in tables}
@@ -235,7 +236,7 @@ def _columns(question: Question | None) -> tuple[str, ...]:
 def _checked(table: pa.Table, path: Path, columns: tuple[str, ...], question: Question | None) -> pa.Table:
     """The columns that are read, of their types and without nulls."""
     if question and question.kind == MULTICLASS:
-        table = _numbered(table, question.names)
+        table = _numbered(table, question.names, path)
     if question and question.kind == REGRESSION and not _has(table, "float_value") and _has(table, "integer_value"):
         table = table.select([n for n in table.column_names if n != "float_value"])
         table = table.append_column("float_value", table["integer_value"])
@@ -244,47 +245,37 @@ def _checked(table: pa.Table, path: Path, columns: tuple[str, ...], question: Qu
         raise DataError(f"{path}: labels lack the column {', '.join(missing)}; they need {', '.join(columns)}")
     found = {name: typed(table[name], name, path) for name in columns}
     for name, column in found.items():
-        if column.null_count:
-            raise DataError(f"{path}: column {name!r} of the labels has {column.null_count} nulls")
+        _refuse_nulls(column, name, path)
     if question:
-        _check_values(found, question, path)
         truth = COLUMNS[question.kind].truth
         if truth in table.column_names:
             found[truth] = typed(table[truth], truth, path)
+        check_outcome(found, question, path)
     return pa.table(found)
 
 
+def _refuse_nulls(column: pa.ChunkedArray, name: str, path: Path) -> None:
+    if column.null_count:
+        raise DataError(f"{path}: column {name!r} of the labels has {column.null_count} nulls")
+
+
 def _has(table: pa.Table, name: str) -> bool:
-    return name in table.column_names and table[name].null_count < len(table)
+    """Whether a table has the column with a value in it; NaN is none."""
+    if name not in table.column_names:
+        return False
+    column = table[name]
+    empty = pc.sum(pc.is_null(column, nan_is_null=True)).as_py() if len(column) else 0
+    return bool(empty < len(column))
 
 
-def _numbered(table: pa.Table, names: tuple[str, ...]) -> pa.Table:
-    """With ``integer_value`` where a file has names of classes alone."""
-    if "categorical_value" not in table.column_names or _has(table, "integer_value"):
+def _numbered(table: pa.Table, names: tuple[str, ...], path: Path) -> pa.Table:
+    """With ``integer_value`` from the names of classes, where there are any; numbers beside them are not read."""
+    if not _has(table, "categorical_value"):
         return table
+    text = typed(table["categorical_value"], "categorical_value", path)
+    _refuse_nulls(text, "categorical_value", path)
     table = table.select([name for name in table.column_names if name != "integer_value"])
-    place = pc.index_in(table["categorical_value"].cast(pa.string()), value_set=pa.array(names, pa.string()))
-    return table.append_column("integer_value", place.cast(pa.int64()))
-
-
-def _check_values(found: Mapping[str, pa.ChunkedArray], question: Question, path: Path) -> None:
-    """Raise DataError for numbers that no outcome of the kind can have."""
-    rules: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
-        "integer_value": ("classes from 0 to {last}", lambda v: (v >= 0) & (v < len(question.names))),
-        "float_value": ("finite numbers of 32 bits", lambda v: np.abs(v) <= np.finfo(np.float32).max),
-        "time_days": ("finite numbers of days, 0 or more", lambda v: np.isfinite(v) & (v >= 0)),
-    }
-    for name, (words, fits) in rules.items():
-        if name in found and name in COLUMNS[question.kind].label:
-            bad = int((~fits(found[name].to_numpy())).sum())
-            if bad:
-                allowed = words.format(last=len(question.names) - 1)
-                raise DataError(f"{path}: column {name!r} has {bad} values that are not {allowed}")
-    if question.kind == MULTILABEL:
-        lengths = pc.list_value_length(found["boolean_values"])
-        odd = pc.sum(pc.not_equal(lengths, len(question.names))).as_py() or 0
-        if odd:
-            raise DataError(f"{path}: {odd} samples do not have {len(question.names)} labels in boolean_values")
+    return table.append_column("integer_value", pc.index_in(text, value_set=pa.array(names, pa.string())))
 
 
 def _divided(table: pa.Table, folder: Path, split_of: Mapping[int, str] | None) -> dict[str, pa.Table]:
@@ -306,11 +297,14 @@ def _divided(table: pa.Table, folder: Path, split_of: Mapping[int, str] | None) 
 
 def _refuse_twins(tables: Mapping[str, pa.Table], folder: Path) -> None:
     for split, table in tables.items():
-        twins = len(table) - len(table.group_by(list(KEY)).aggregate([]))
+        kinds = len(table.group_by(list(KEY)).aggregate([]))
+        twins = len(table) - kinds
         if twins:
+            single = [name for name in table.column_names if not pa.types.is_list(table[name].type)]
+            others = len(table.group_by(single).aggregate([])) - kinds
             raise DataError(
                 f"{folder}, split {split!r}: {twins} samples are there more than once (the same subject_id and "
-                "prediction_time); keep one row of each"
+                f"prediction_time), {others} of them with another outcome; keep one row of each"
             )
 
 

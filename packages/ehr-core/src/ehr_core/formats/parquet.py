@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -13,22 +14,13 @@ from ehr_core.formats.folder import replacing
 
 
 def read_table(path: Path, text: Collection[str] = ()) -> pa.Table:
-    """A ``.parquet`` or ``.csv`` file. Raises FormatError that names the file when it is missing or damaged.
+    """A ``.parquet`` or ``.csv`` file. Raises FormatError that names the file when it is missing or damaged, or has a
+    column twice.
 
     Columns of a CSV that ``text`` names stay as they were typed, and are null where they are empty.
     """
     try:
-        # An open file, because a path may hold signs that Arrow would take for a pattern or an address; one of Arrow's
-        # own, because buffers of a Python file may be freed on a thread of Arrow's when Python is gone, which aborts.
-        with pa.OSFile(str(path)) as file:
-            if path.suffix != ".csv":
-                return pq.read_table(file)
-            as_text = pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(text, pa.string()),
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-            )
-            return pa.csv.read_csv(file, convert_options=as_text)
+        table = _read_csv(path, text) if path.suffix == ".csv" else _read_parquet(path)
     except FileNotFoundError:
         raise FormatError(f"{path} is missing") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -38,6 +30,34 @@ def read_table(path: Path, text: Collection[str] = ()) -> pa.Table:
             words = columns[0] if columns else "its text is not a table" if "Empty" not in words else "it is empty"
             raise FormatError(f"{path} is not a readable CSV file: {words}") from None
         raise FormatError(f"{path} is not a readable Parquet file: {words}") from error
+    names = table.column_names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise FormatError(f"{path} has the column {twice[0]!r} more than once; keep one")
+    return table
+
+
+# An open file, because a path may hold signs that Arrow would take for a pattern or an address; one of Arrow's own,
+# because buffers of a Python file may be freed on a thread of Arrow's when Python is gone, which aborts.
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    with pa.OSFile(str(path)) as file:
+        return pq.read_table(file)
+
+
+def _read_csv(path: Path, text: Collection[str]) -> pa.Table:
+    table = _csv(path, strings_can_be_null=True)
+    for name in text:
+        if table.column_names.count(name) == 1:  # again, because NA may be a name as well, and 01 is none but 1
+            column = _csv(path, column_types={name: pa.string()}, null_values=[""], include_columns=[name],
+                          strings_can_be_null=True)  # fmt: skip
+            table = table.set_column(table.column_names.index(name), name, column[name])
+    return table
+
+
+def _csv(path: Path, **options: Any) -> pa.Table:
+    with pa.OSFile(str(path)) as file:
+        return pa.csv.read_csv(file, convert_options=pa.csv.ConvertOptions(quoted_strings_can_be_null=False, **options))
 
 
 def write_table(path: Path, table: pa.Table) -> None:

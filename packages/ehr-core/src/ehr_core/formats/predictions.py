@@ -1,8 +1,9 @@
 """Predictions: ``predictions.parquet``, one row a sample, in the columns of MEDS-evaluation where it has them.
 
 ``subject_id``, ``prediction_time`` and ``split``; the label's columns where the outcome is known; one column of
-predictions, by whose name the kind is told (`ehr_core.outcomes`); for reading, the decision that follows from it:
-``predicted_boolean_value`` (a probability of at least 0.5) or ``predicted_integer_value`` (the likeliest class).
+predictions, by whose name the kind is told (`ehr_core.outcomes`). The decision that follows from it is written beside
+it and never read: ``predicted_boolean_value`` (a probability of at least 0.5) or ``predicted_integer_value`` (the
+likeliest class). MEDS-evaluation knows no splits: rows of a file without ``split`` are of ``held_out``.
 """
 
 from collections.abc import Sequence
@@ -13,14 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ehr_core.constants import SPLITS
 from ehr_core.errors import DataError
-from ehr_core.formats.label_values import TYPES, typed
+from ehr_core.formats.label_values import check_outcome, typed
 from ehr_core.formats.labels import KEY, label_array
 from ehr_core.formats.parquet import read_table, write_table
 from ehr_core.outcomes import BINARY, COLUMNS, MULTICLASS, Question
 
 FILE = "predictions.parquet"
 DECISIONS = {BINARY: "predicted_boolean_value", MULTICLASS: "predicted_integer_value"}
+SUM = 1e-3
+"""How far the probabilities of all classes may be from adding up to 1."""
 PROBABILITIES = ("predicted_boolean_probability", "predicted_probabilities", "predicted_boolean_probabilities")
 
 
@@ -110,45 +114,68 @@ def _checked(table: pa.Table, path: Path) -> Predictions:
         raise DataError(f"{path}: predictions need exactly one of the columns {names}, and {len(kinds)} are there")
     kind = kinds[0]
     columns = COLUMNS[kind]
-    missing = [name for name in (*KEY, "split") if name not in table.column_names]
+    missing = [name for name in KEY if name not in table.column_names]
     if missing:
         raise DataError(f"{path}: predictions lack the column {', '.join(missing)}")
-    score = table[columns.prediction]
-    wanted = pa.list_(pa.float64()) if columns.many else pa.float64()
-    try:
-        score = score.cast(wanted)
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: column {columns.prediction!r} is {score.type}, expected {wanted}") from error
-    labelled = all(name in table.column_names for name in columns.label)
+    labelled = _labelled(table, columns.label)
+    score = typed(table[columns.prediction], columns.prediction, path)
     found = {name: typed(table[name], name, path) for name in (*KEY, *(columns.label if labelled else ()))}
-    found |= {"split": table["split"].cast(pa.string()), columns.prediction: score}
+    found |= {"split": _splits(table, path), columns.prediction: score}
     for name, column in found.items():
         if column.null_count:
             raise DataError(f"{path}: column {name!r} of the predictions has {column.null_count} nulls")
-    _check_scores(score, columns.prediction, columns.many, path)
-    if columns.truth in table.column_names:
-        found[columns.truth] = table[columns.truth].cast(TYPES[columns.truth])
     width = _width(score, path) if columns.many else 0
     question = Question(kind, tuple(str(number) for number in range(width)))
+    _check_scores(score, columns.prediction, question, path)
+    if columns.truth in table.column_names:
+        found[columns.truth] = typed(table[columns.truth], columns.truth, path)
+    check_outcome(found, question, path)
     whole = pa.table(found)
+    twins = len(whole) - len(whole.group_by(list(KEY)).aggregate([]))
+    if twins:
+        raise DataError(
+            f"{path}: {twins} samples are there more than once (the same subject_id and prediction_time); keep one row"
+        )
     if kind in DECISIONS:
         whole = whole.append_column(DECISIONS[kind], _decision(kind, score, width))
     return Predictions(question, whole, labelled)
 
 
-def _check_scores(score: pa.ChunkedArray, name: str, many: bool, path: Path) -> None:
-    values = pc.list_flatten(score) if many else score
-    numbers = values.to_numpy()
+def _labelled(table: pa.Table, names: Sequence[str]) -> bool:
+    """Whether the outcome is known: its columns are there, and not null throughout."""
+    there = all(name in table.column_names for name in names)
+    return there and (not len(table) or any(table[name].null_count < len(table) for name in names))
+
+
+def _splits(table: pa.Table, path: Path) -> pa.ChunkedArray:
+    if "split" not in table.column_names:
+        return pa.chunked_array([pa.array(["held_out"] * len(table), pa.string())])
+    split = typed(table["split"], "split", path)
+    strange = pc.sum(pc.invert(pc.is_in(split.drop_null(), value_set=pa.array(SPLITS)))).as_py() or 0
+    if strange:
+        raise DataError(f"{path}: column 'split' has {strange} values that are none of {', '.join(SPLITS)}")
+    return split
+
+
+def _check_scores(score: pa.ChunkedArray, name: str, question: Question, path: Path) -> None:
+    many = COLUMNS[question.kind].many
+    numbers = (pc.list_flatten(score) if many else score).to_numpy()
     fine = (numbers >= 0) & (numbers <= 1) if name in PROBABILITIES else np.isfinite(numbers)
     bad = int((~fine).sum())
     if bad:
         raise DataError(f"{path}: {bad} values of {name} are not {'in [0, 1]' if name in PROBABILITIES else 'finite'}")
+    if question.kind == MULTICLASS and len(score):
+        odd = int((np.abs(numbers.reshape(len(score), -1).sum(1) - 1) > SUM).sum())
+        if odd:
+            raise DataError(f"{path}: {odd} rows of {name} do not add up to 1")
 
 
 def _width(score: pa.ChunkedArray, path: Path) -> int:
     lengths = set(pc.list_value_length(score).to_pylist())
     if len(lengths) > 1:
         raise DataError(f"{path}: rows have lists of {min(lengths)} to {max(lengths)} predictions; all need as many")
+    if lengths == {0}:
+        raise DataError(f"{path}: rows have lists of no predictions")
     return int(next(iter(lengths), 0))
 
 
