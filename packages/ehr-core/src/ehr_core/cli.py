@@ -188,10 +188,10 @@ def _multirun(name: str, command: str, overrides: list[str]) -> int:
 
     config.register()
     function = registry().load("command", command)
-    overrides = config.with_recipe(command, overrides)
+    overrides = config.with_recipe(command, overrides, sweep=True)
     runs = config.combinations(overrides)
     for combination in runs:
-        config.compose(command, combination)
+        config.composed(command, combination)
     same = set.intersection(*map(set, runs)) if runs else set()
     failed: list[int] = []
 

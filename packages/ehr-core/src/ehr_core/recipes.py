@@ -15,6 +15,7 @@ Paths are relative to the folder that a command runs in. Nothing in a recipe is 
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,44 @@ from ehr_core.errors import ConfigError, FormatError
 
 FOLDER = "recipes"
 """Below the ``conf`` folder of a plugin package: recipes that have a name."""
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A number or a truth value of a recipe, with the text that stands there: a setting of text takes that."""
+
+    value: Any
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class Override(str):
+    """``key=value`` of a recipe, and the value as it ``typed`` it."""
+
+    typed: str
+
+    def __new__(cls, key: str, value: Any) -> "Override":
+        """Of a key and a value of a recipe."""
+        made = super().__new__(cls, f"{key}={literal(value)}")
+        made.typed = literal(value, as_typed=True)
+        return made
+
+
+class Loader(yaml.SafeLoader):
+    """As YAML has it, but that plain numbers and truth values are `Typed`, and all keys texts."""
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """One value."""
+        found = super().construct_object(node, deep)
+        plain = isinstance(node, yaml.ScalarNode) and not isinstance(found, str | None)
+        return Typed(found, node.value) if plain else found
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """One mapping."""
+        found = super().construct_mapping(node, deep)
+        return {key.text if isinstance(key, Typed) else key: part for key, part in found.items()}
 
 
 def expand(
@@ -71,7 +110,7 @@ def _under(
     if path in above:
         raise ConfigError(f"the recipe {path} is laid under itself")
     found = dict(_read(path))
-    base = found.pop("recipe", None)
+    base = found.pop("recipe", None)  # one that is called by a number is called by its text
     lower = list(_under(str(base), groups, folders, [*above, path])) if base else []
     own = list(_overrides(found, groups, path))
     replaced = {override.partition("=")[0] for override in own} & set(groups)
@@ -111,7 +150,7 @@ def find(name: str, folders: Sequence[Path]) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, OSError, ValueError) as error:
         place = getattr(error, "problem_mark", None)
         line = f", line {place.line + 1}" if place else ""
@@ -149,15 +188,17 @@ def _settings(key: str, value: Any) -> Iterator[str]:
         for name, part in value.items():
             yield from _settings(f"{key}.{name}", part)
     else:
-        yield f"{key}={literal(value)}"
+        yield Override(key, value)
 
 
-def literal(value: Any) -> str:
-    """A value as the parser of overrides takes it, whatever signs a text has."""
+def literal(value: Any, as_typed: bool = False) -> str:
+    """A value as the parser of overrides takes it, whatever signs a text has; what is `Typed` perhaps as its text."""
+    if isinstance(value, Typed):
+        return value.text if as_typed else literal(value.value)
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{literal(str(key))}:{literal(part)}" for key, part in value.items()) + "}"
+        return "{" + ",".join(f"{literal_key(str(k))}:{literal(part, as_typed)}" for k, part in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ",".join(map(literal, value)) + "]"
+        return "[" + ",".join(literal(part, as_typed) for part in value) + "]"
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, int | float):
@@ -165,3 +206,12 @@ def literal(value: Any) -> str:
     # Within quotes a backslash counts as one only before a quote or at the end.
     text = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), str(value))
     return f"'{text}'"
+
+
+def literal_key(text: str) -> str:
+    """The key of a mapping as the parser takes it, which knows no quotes there. Raises ConfigError for other signs."""
+    if not re.fullmatch(r"[\w/\-\\+.$%*@?|()\[\]{}:=, \t]+", text, re.ASCII):
+        raise ConfigError(
+            f"the key {text!r} has signs that cannot be written; take letters, digits and / - + . $ % * @"
+        )
+    return re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", text)

@@ -139,12 +139,12 @@ def token_store(source: Any, tokenizer: Path | None, given: Path | str | None) -
         return
     with tempfile.TemporaryDirectory(prefix="ehr-eval-") as scratch:
         store = Path(scratch) / "store"
-        composed = config.compose("tokenize", [f"source={source.name}"])
-        composed["source"] = source
-        composed["fitted"] = str(tokenizer)
-        composed["output"] = str(store)
+        composed = config.compose("tokenize", [f"output={store}", f"fitted={tokenizer}"])
+        composed["source"] = None
+        settings = config.to_settings(composed)
+        settings.source = source
         with contextlib.redirect_stdout(io.StringIO()) as said:  # no part of our result, and the folder goes again
-            plugins.registry().load("command", "tokenize")(config.to_settings(composed))
+            plugins.registry().load("command", "tokenize")(settings)
         print(said.getvalue().replace(f" in {store}", ""), file=sys.stderr, end="")
         yield store
 

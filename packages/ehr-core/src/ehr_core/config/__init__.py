@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ehr_core import recipes
 from ehr_core.config.descriptions import columns, described
 from ehr_core.config.sources import conf_folders, config_name, places, register
+from ehr_core.config.texts import escaped, texts_kept
 from ehr_core.errors import ConfigError
 from ehr_core.plugins import KINDS, registry
 
@@ -52,7 +53,12 @@ def options() -> dict[str, list[str]]:
 
 def compose(command: str, overrides: Sequence[str]) -> DictConfig:
     """The composed config of a command. Raises ConfigError with one line for whatever is wrong with the overrides."""
-    overrides = with_recipe(command, overrides)
+    return composed(command, with_recipe(command, overrides))
+
+
+def composed(command: str, overrides: Sequence[str]) -> DictConfig:
+    """As `compose`, of overrides that `with_recipe` gave."""
+    overrides = list(overrides)
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
             raise ConfigError(f"{override!r} is not a setting; write key=value, for example seed=7 (see --help)")
@@ -67,7 +73,7 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         free = _free(command, overrides)
         if free != overrides:
-            return compose(command, free)
+            return composed(command, free)
         raise ConfigError(_explain(command, overrides, error)) from error
 
 
@@ -83,12 +89,15 @@ def combinations(overrides: Sequence[str]) -> list[list[str]]:
         raise ConfigError(f"{str(error).splitlines()[0]}; write one run for each of a=1,2,3") from error
 
 
-def with_recipe(command: str, overrides: Sequence[str]) -> list[str]:
-    """The overrides with those of a recipe under them, where the command has a setting ``recipe``; none with null."""
+def with_recipe(command: str, overrides: Sequence[str], sweep: bool = False) -> list[str]:
+    """The overrides with those of a recipe under them, where the command has a setting ``recipe``; none with null.
+
+    Settings of text keep what was typed; with ``sweep`` a comma parts the values of several runs.
+    """
     settings = registry().get("command", command).config
     if settings is not None and "recipe" in {field.name for field in dataclasses.fields(settings)}:
         overrides = recipes.expand(overrides, options(), conf_folders(), MANY)
-    return [_nothing(override) for override in overrides]
+    return texts_kept(command, [_nothing(override) for override in overrides], sweep)
 
 
 def _nothing(override: str) -> str:
@@ -135,7 +144,7 @@ def _freed(config: DictConfig, override: str) -> str:
     if not place or key[0] in "+~":
         return override
     for name in reversed(parts[place:]):
-        value = f"{{{name}: {value}}}"
+        value = f"{{{recipes.literal_key(name)}: {value}}}"
     return f"++{'.'.join(parts[:place])}={value}"
 
 
@@ -247,7 +256,7 @@ def to_plain(settings: Any) -> Any:
 
 def as_yaml(config: DictConfig) -> str:
     """The composed config as YAML, paths as text; what is missing stays ``???``."""
-    return OmegaConf.to_yaml(OmegaConf.create(to_plain(OmegaConf.to_container(config))))
+    return OmegaConf.to_yaml(OmegaConf.create(to_plain(OmegaConf.to_container(config, resolve=True))))
 
 
 def from_plain(kind: str, found: dict[str, Any]) -> Any:
@@ -255,7 +264,7 @@ def from_plain(kind: str, found: dict[str, Any]) -> Any:
     config = registry().get(kind, found["name"]).config
     assert config is not None, f"{kind} {found['name']} has no settings"
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), found))
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), escaped(found)))
     except OmegaConfBaseException as error:
         raise ConfigError(f"settings of {kind} {found['name']!r}: {str(error).splitlines()[0]}") from error
 
