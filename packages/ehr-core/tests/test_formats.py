@@ -1,10 +1,12 @@
 """The folders that packages hand to each other: whole or absent, checked, and the same bytes every time."""
 
+import dataclasses
 import os
 import stat
 
 import numpy as np
 import pytest
+from ehr_core.constants import YEAR_US
 from ehr_core.errors import FormatError
 from ehr_core.formats import folder, tokens
 from ehr_core.formats.folder import Manifest
@@ -120,8 +122,16 @@ def test_the_prefix_knows_only_what_is_known_by_then():
 
 @pytest.mark.parametrize(("years", "digits"), [(0.5, "00"), (9.99, "09"), (10.01, "10"), (67.3, "67"), (120, "99")])
 def test_age_is_two_digits_capped_at_99(years, digits):
-    found = prefix_tokens(PREFIX, table(), 0, int(years * tokens.YEAR_US))
+    found = prefix_tokens(PREFIX, table(), 0, int(years * YEAR_US))
     assert found[1:].tolist() == [40 + int(digits[0]), 50 + int(digits[1])]
+
+
+def test_the_digits_of_an_age_change_on_the_birthday():
+    born = int(np.datetime64("1950-03-04", "us").astype(np.int64))
+    shard = dataclasses.replace(table(), birth=np.full(len(table().subject_id), born))
+    for day, digits in (("2020-03-03T23:59", "69"), ("2020-03-04", "70"), ("2015-03-04", "65"), ("2015-03-03", "64")):
+        found = prefix_tokens(PREFIX, shard, 0, int(np.datetime64(day, "us").astype(np.int64)))
+        assert found[1:].tolist() == [40 + int(digits[0]), 50 + int(digits[1])]
 
 
 def test_before_birth_age_is_unknown():

@@ -5,8 +5,8 @@ from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
+from ehr_core.constants import YEAR_US
 from ehr_core.errors import ConfigError, DataError
-from ehr_core.formats.tokens import YEAR_US
 from ehr_tokenize.fit.vocabularies import ids_of
 from ehr_tokenize.grammars.fused import DELTA, EDGES, Fused
 from ehr_tokenize.plugin import FusedConfig

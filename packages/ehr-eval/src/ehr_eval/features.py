@@ -13,7 +13,8 @@ from typing import cast
 
 import numpy as np
 import polars as pl
-from ehr_core.constants import DATA, DAY_SECONDS, MEDS_BIRTH, YEAR_DAYS
+from ehr_core.ages import exact_years
+from ehr_core.constants import DATA, MEDS_BIRTH
 from ehr_core.errors import DataError, FormatError
 from ehr_core.formats.folder import read_json, write_json
 from ehr_core.formats.labels import KEY, Labels
@@ -155,9 +156,13 @@ def _summarize(events: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
 
 def _age(events: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
     born = events.filter(pl.col("code") == MEDS_BIRTH).group_by("subject_id").agg(pl.col("time").min().alias("birth"))
-    seconds = (pl.col("prediction_time") - pl.col("birth")).dt.total_seconds()
-    years = pl.when(seconds >= 0).then(seconds / (YEAR_DAYS * DAY_SECONDS)).cast(pl.Float32).fill_null(float("nan"))
-    return samples.join(born, on="subject_id", how="left").select("row", years.alias("age"))
+    known = samples.join(born, on="subject_id", how="left").select(
+        "row", pl.col("birth", "prediction_time").cast(pl.Datetime("us")).to_physical()
+    )
+    birth_N, time_N = (known[name].fill_null(0).to_numpy() for name in ("birth", "prediction_time"))
+    age = pl.Series("age", exact_years(birth_N, time_N), pl.Float32)
+    unborn = known["birth"].is_null() | (known["birth"] > known["prediction_time"])
+    return pl.DataFrame([known["row"], age.set(unborn, float("nan"))])
 
 
 def choose(train: History, settings: FeaturesConfig) -> FeatureSet:

@@ -13,7 +13,8 @@ class ColumnConfig:
     """Rows of the table; 0: the column is left out."""
     transform: str = "clamp"
     """How a number becomes a row. ``index``: as it is, others are an error; ``clamp``: cut to 0 and ``size`` - 1;
-    ``age``: days to bins of ``unit`` years, cut to ``size`` - 2, and ``size`` - 1 where birth is unknown (below 0)."""
+    ``age``: days to bins of ``unit`` years, cut to ``size`` - 2, and ``size`` - 1 where birth is unknown (below 0).
+    A year has 365.25 days here, as published: a bin begins within a day of the birthday."""
     unit: float = 1.0
     """Years in a bin, for ``age``; a multiple of 0.001."""
 

@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from ehr_core.ages import completed_years
 from ehr_core.constants import DAY_SECONDS, DAY_US, HOUR_US
 from ehr_core.errors import ConfigError, DataError
-from ehr_core.formats.tokens import NO_TIME, YEAR_US, Prefix
+from ehr_core.formats.tokens import NO_TIME, Prefix
 from ehr_core.formats.vocabulary import Token
 from ehr_core.stays import find_stays, starts_with
 from ehr_tokenize.fit import quantiles
@@ -216,8 +217,8 @@ class Cehr(TimelineTokenizer):
         year_Y = np.array([ids.get(f"year:{y}", unknown) for y in year.tolist()], np.int64)
         birth_N = parts.birth_S[rows.subject_N]
         known_N = (birth_N != NO_TIME) & (rows.time_N >= birth_N)
-        lived_N = np.where(known_N, rows.time_N - np.where(known_N, birth_N, 0), 0)
-        age_N = np.minimum((lived_N / YEAR_US).astype(np.int64), AGES - 1)
+        age_N = completed_years(np.where(known_N, birth_N, 0), np.where(known_N, rows.time_N, 0))
+        age_N = np.minimum(age_N, AGES - 1)
         age_N = np.where(known_N, self.vocabulary["age:0"] + age_N, self.prefix.unknown[1])
         subject, slot, token, time = super().static_rows(parts)
         new = [np.flatnonzero(_changes(rows.subject_N, token_N)) for token_N in (year_Y[at], age_N)]

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from ehr_core.ages import exact_years
 from ehr_core.constants import DAY_US, HOUR_US, MEDS_BIRTH
 from ehr_core.errors import DataError
-from ehr_core.formats.tokens import NO_TIME, YEAR_US
+from ehr_core.formats.tokens import NO_TIME
 from ehr_core.stays import Stays, find_stays, starts_with, stays_by_key
 from ehr_tokenize.grammars.timeline import births
 from ehr_tokenize.prepare import arrays
@@ -87,9 +88,9 @@ def arrange(events: pl.DataFrame, settings: FmsConfig) -> StayRows:
     frame = frame.with_columns(
         pl.Series("numeric_value", ordered.value_N.astype(np.float64)).fill_nan(None),
         pl.Series("hours", _span(start_N, ordered.time_N) / HOUR_US).fill_nan(None),
-        pl.Series("age", _span(birth_S[ordered.subject_N], ordered.time_N) / YEAR_US).fill_nan(None),
+        pl.Series("age", _age(birth_S[ordered.subject_N], ordered.time_N)).fill_nan(None),
     )
-    age_K = _span(birth_S[stays.subject_K], stays.start_K) / YEAR_US
+    age_K = _age(birth_S[stays.subject_K], stays.start_K)
     return StayRows(ordered, frame, stays, birth_S, age_K)
 
 
@@ -98,6 +99,12 @@ def _span(from_N: np.ndarray, to_N: np.ndarray) -> np.ndarray:
     known_N = (from_N != NO_TIME) & (to_N != NO_TIME)
     span_N = np.where(known_N, to_N, 0) - np.where(known_N, from_N, 0)
     return np.where(known_N & (span_N >= 0), span_N, np.nan)
+
+
+def _age(birth_N: np.ndarray, time_N: np.ndarray) -> np.ndarray:
+    """Years by the calendar; NaN where birth or time is missing, or the order is wrong."""
+    known_N = (birth_N != NO_TIME) & (time_N != NO_TIME) & (time_N >= birth_N)
+    return np.where(known_N, exact_years(np.where(known_N, birth_N, 0), np.where(known_N, time_N, 0)), np.nan)
 
 
 class Names:

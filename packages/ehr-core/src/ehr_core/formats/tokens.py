@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ehr_core.constants import YEAR_US
+from ehr_core.ages import completed_years
 from ehr_core.errors import FormatError
 from ehr_core.formats.folder import Manifest, read_json, read_manifest, write_json
 from ehr_core.formats.vocabulary import Vocabulary
@@ -63,7 +63,7 @@ class Prefix:
     """How the static prefix of a window is made: one token a slot, then age in two digits.
 
     Slot k gives the last ``static_token`` of that slot with ``static_time <= t`` or ``unknown[k]``. With ``tens`` and
-    ``units`` (ids of the digits 0 to 9) the age at t, capped at 99 years, follows as two tokens, or ``age_unknown``
+    ``units`` (ids of the digits 0 to 9) the completed years at t, up to 99, follow as two tokens, or ``age_unknown``
     twice. Nothing after t is looked at.
     """
 
@@ -193,6 +193,6 @@ def prefix_tokens(prefix: Prefix, table: TokenTable, subject: int, time: int) ->
         if birth == NO_TIME or time == NO_TIME or time < birth:
             tokens[-2:] = prefix.age_unknown
         else:
-            age = min(int((time - birth) / YEAR_US), 99)
+            age = min(int(completed_years(np.array([birth]), np.array([time]))[0]), 99)
             tokens[-2], tokens[-1] = prefix.tens[age // 10], prefix.units[age % 10]
     return tokens

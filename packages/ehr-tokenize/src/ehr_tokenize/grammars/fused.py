@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from ehr_core.constants import DAY_US, HOUR_US, MINUTE_US
+from ehr_core.constants import DAY_US, HOUR_US, MINUTE_US, YEAR_US
 from ehr_core.errors import ConfigError, DataError
-from ehr_core.formats.tokens import YEAR_US
 from ehr_core.formats.vocabulary import UNK, Token
 
 from ehr_tokenize.fit import quantiles

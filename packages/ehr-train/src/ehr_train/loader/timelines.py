@@ -4,7 +4,7 @@ Shapes: S subjects, W windows, P positions of a prefix, M rows of static values.
 """
 
 import numpy as np
-from ehr_core.constants import YEAR_US
+from ehr_core.ages import completed_years
 from ehr_core.formats.tokens import NO_TIME, Prefix, TokenStore, TokenTable
 
 
@@ -58,8 +58,7 @@ def prefix_block(prefix: Prefix, table: TokenTable, place_W: np.ndarray, time_W:
     if prefix.tens:
         birth_W = table.birth[place_W]
         known_W = (birth_W != NO_TIME) & (time_W != NO_TIME) & (time_W >= birth_W)
-        lived_W = np.where(known_W, time_W, 0) - np.where(known_W, birth_W, 0)
-        age_W = np.minimum((lived_W / YEAR_US).astype(np.int64), 99)
+        age_W = np.minimum(completed_years(np.where(known_W, birth_W, 0), np.where(known_W, time_W, 0)), 99)
         out_WP[:, -2] = np.where(known_W, np.array(prefix.tens)[age_W // 10], prefix.age_unknown)
         out_WP[:, -1] = np.where(known_W, np.array(prefix.units)[age_W % 10], prefix.age_unknown)
     return out_WP
