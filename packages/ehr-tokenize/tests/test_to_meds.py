@@ -1,17 +1,18 @@
 """Building blocks of sources: cells of files as numbers and times, and events spooled by shard and settled in time."""
 
-from collections import Counter
 from datetime import date, datetime
 
 import numpy as np
 import polars as pl
 import pytest
-from ehr_core.errors import DataError
+from ehr_core.errors import ConfigError, DataError
 from ehr_core.plugin import SerialConfig
 from ehr_core.plugins import build
 from ehr_tokenize.sources import record_files, to_meds
-from ehr_tokenize.sources.record_files import Batch, batches, find_tables, parse_times
+from ehr_tokenize.sources.cells import Batch, Reading, reading_of
+from ehr_tokenize.sources.record_files import batches, find_tables
 from ehr_tokenize.sources.settings import TablesConfig
+from ehr_tokenize.sources.times import parse_times
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,8 +21,12 @@ def at(*parts):
     return datetime(2020, 1, *parts)
 
 
-def batch(values, **types):
-    return Batch("x.csv", 5, pl.DataFrame({"c": values}, **types))
+def batch(values, reading=None, **types):
+    return Batch("x.csv", 5, pl.DataFrame({"c": values}, **types), reading or reading_of(TablesConfig()))
+
+
+def times_of(*texts):
+    return parse_times(pl.Series(texts, dtype=pl.String))[0].to_list()
 
 
 @pytest.mark.parametrize(
@@ -32,25 +37,61 @@ def batch(values, **types):
         "2020-01-31T12:00:00Z",
         "2020-01-31 12:00",
         "2020-01-31 12:00:00.000",
-        "2020-01-31T14:00:00+02:00",
-        "2020-01-31 07:00:00-05",
+        "2020-01-31 12:00:00.0000000",
+        "2020-01-31T12:00:00+02:00",
+        "2020-01-31 12:00:00-05",
+        "2020-01-31 12:00:00 -0530",
         "2020-01-31 12:00:00 UTC",
+        "20200131 12:00",
+        "2020-1-31 12:00",
     ],
 )
-def test_a_time_is_read_however_it_is_written(text):
-    assert parse_times(pl.Series([text, None])).to_list() == [datetime(2020, 1, 31, 12), None]
+def test_a_time_is_the_clock_that_was_written_however_it_is_written(text):
+    assert times_of(text, None) == [datetime(2020, 1, 31, 12), None]
+    assert times_of("2019-05-06", text) == [datetime(2019, 5, 6), datetime(2020, 1, 31, 12)]
+
+
+def test_with_a_zone_a_time_is_read_off_the_clock_of_that_zone():
+    texts = ["2020-07-01T02:00:00Z", "2020-07-01T01:00:00-01:00", "2020-01-01 05:00:00+00", "2020-07-01 02:00:00"]
+    found, offsets = parse_times(pl.Series(texts), "America/New_York")
+    evening = datetime(2020, 6, 30, 22)
+    assert found.to_list() == [evening, evening, datetime(2020, 1, 1), datetime(2020, 7, 1, 2)]
+    assert offsets == {0: 2, -60: 1}
+    with pytest.raises(ConfigError, match=r"source.time_zone is 'Amerika'; expected a zone such as America/New_York"):
+        reading_of(TablesConfig(time_zone="Amerika"))
+
+
+@pytest.mark.parametrize("text", ["2020-01-31 24:00:00", "2020-01-31T24:00", "2020-01-31 24:00:00.000", "2020-02-01"])
+def test_the_end_of_a_day_is_the_next_midnight(text):
+    assert times_of(text) == [datetime(2020, 2, 1)]
 
 
 def test_a_date_is_its_midnight_and_nonsense_is_null():
-    found = parse_times(pl.Series(["2020-01-31", "20200131", "2020-02-30", "31.1.2020", "soon"]))
-    assert found.to_list() == [datetime(2020, 1, 31)] * 2 + [None] * 3
+    assert times_of("2020-01-31", "20200131") == [datetime(2020, 1, 31)] * 2
+    nonsense = ["2020-02-31", "2020-13-01", "31.1.2020", "soon", "2020111", "43861", "20202-01-01", "+20202-01-01"]
+    nonsense += ["0000-01-01", "-0001-01-01", "2020-01-31 25:00:00", "2020-01-31 24:01", "2020-01-31 12:00+15:00"]
+    assert times_of(*nonsense) == [None] * len(nonsense)
+
+
+@pytest.mark.parametrize("year", [1, 1753, 1900, 2999, 9999])
+def test_a_date_that_stands_for_nothing_is_brought_over_where_a_dataset_can_hold_it(year):
+    found = times_of(f"{year:04}-12-31", f"{year:04}-12-31 23:59:59")
+    assert found == [datetime(year, 12, 31), datetime(year, 12, 31, 23, 59, 59)]
+    assert batch([date(year, 1, 1)]).time("c").to_list() == [datetime(year, 1, 1)]
+
+
+def test_times_of_a_parquet_file_that_no_library_can_show_are_refused():
+    for kind, day in ((pl.Date, 1), (pl.Datetime("ms"), 86_400_000), (pl.Datetime("us"), 86_400_000_000)):
+        far = pl.Series([0, 3_000_000 * day]).cast(kind)
+        with pytest.raises(DataError, match=r"row 6: column 'c' is no date or time of the years 1 to 9999"):
+            batch(far).time("c")
 
 
 @given(st.lists(st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1)) | st.none()))
 def test_iso_times_of_any_kind_in_one_column_survive(times):
     forms = ("%Y-%m-%d %H:%M:%S.%f", "%Y-%m-%dT%H:%M:%S.%fZ")
     text = [time and time.strftime(forms[index % 2]) for index, time in enumerate(times)]
-    assert parse_times(pl.Series(text, dtype=pl.String)).to_list() == times
+    assert times_of(*text) == times
 
 
 def test_whole_numbers_are_read_from_text_floats_and_decimals():
@@ -73,7 +114,9 @@ def test_numbers_are_finite_and_text_is_an_error_only_where_it_must_be_none():
 
 def test_times_come_from_dates_zones_and_text_alike():
     zoned = pl.Series([at(3, 12)]).dt.replace_time_zone("UTC").dt.convert_time_zone("Europe/Berlin")
-    assert batch(zoned).time("c").to_list() == [at(3, 12)]
+    berlin = batch(zoned)
+    assert berlin.time("c").to_list() == [at(3, 13)]
+    assert berlin.reading.offsets == {60: 1}
     assert batch([date(2020, 1, 3)]).time("c").to_list() == [at(3)]
     with pytest.raises(DataError, match=r"column 'c' is Int64, expected dates or times"):
         batch([5]).time("c")
@@ -109,7 +152,7 @@ def convert(tmp_path, steps, **settings):
             )
             for row in steps[role]
         ]
-        return to_meds.spool(plan, path, parts, Counter(), role)
+        return to_meds.spool(plan, path, parts, Reading(), role)
 
     output = tmp_path / "out"
     to_meds.convert(plan, output, {role: role for role in steps}, function, build("executor", SerialConfig()))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from ehr_tokenize.sources.record_files import Batch, Table, batches
+from ehr_tokenize.sources.cells import Batch, Reading
+from ehr_tokenize.sources.record_files import Table, batches
 
 COLUMNS = ("concept_id", "vocabulary_id", "concept_code")
 BUILT_IN: dict[int, tuple[str, str]] = {
@@ -39,10 +40,10 @@ def _codes(batch: Batch) -> pl.Series:
     return (vocabulary.fill_null("OMOP") + "//" + batch.text("concept_code")).alias("code")
 
 
-def write_concepts(table: Table | None, path: Path) -> None:
+def write_concepts(table: Table | None, path: Path, reading: Reading) -> None:
     """Leave ids and codes on disk for `Concepts`, those that are built in first."""
     parts = [pl.DataFrame({"id": list(BUILT_IN), "code": [code for code, _ in BUILT_IN.values()]})]
-    for batch in batches(table, COLUMNS) if table else ():
+    for batch in batches(table, COLUMNS, (), reading) if table else ():
         parts.append(pl.DataFrame([batch.integer("concept_id").alias("id"), _codes(batch)]).drop_nulls())
     pl.concat(parts).unique("id", keep="first", maintain_order=True).sort("id").write_parquet(path)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from ehr_core.errors import ConfigError, NotApplicable
 from ehr_core.formats.folder import file_digest
 from ehr_core.protocols import Executor
 from ehr_tokenize.sources import to_meds
+from ehr_tokenize.sources.cells import reading_of
 from ehr_tokenize.sources.record_files import Table, find_tables
 
 from ehr_omop.__about__ import __version__
@@ -49,6 +49,7 @@ class OmopSource:
         unknown = sorted(set(settings.tables) - set(TABLES))
         if unknown:
             raise ConfigError(f"source.tables has {', '.join(unknown)}; allowed: {', '.join(TABLES)}")
+        reading_of(settings)
         self.settings = settings
         self.path = Path(settings.path)
 
@@ -67,12 +68,12 @@ class OmopSource:
     def provide(self, output: Path, executor: Executor) -> Path:
         """Fill ``output`` with the dataset. Raises DataError or FormatError with file, row and column."""
         tables = self._tables()
-        plan = to_meds.plan(person_ids(tables["person"]).to_numpy(), self.settings)
+        plan = to_meds.plan(person_ids(tables["person"], reading_of(self.settings)).to_numpy(), self.settings)
         work = output / ".work"
         work.mkdir()
         try:
             context = Context(plan, tables, self.settings, work)
-            write_concepts(tables.get("concept"), context.concepts)
+            write_concepts(tables.get("concept"), context.concepts, reading_of(self.settings))
             steps: dict[str, Step | None] = {"person": None}
             steps |= {step.name: step for step in STEPS if step.table in tables}
             book = to_meds.convert(plan, output, steps, functools.partial(spool_step, context), executor)
@@ -90,10 +91,13 @@ def spool_step(context: Context, step: Step | None) -> to_meds.Spooled:
     """Leave the events of one step on disk; None: those of the persons."""
     concepts = load_concepts(context.concepts)
     table = context.tables["person" if step is None else step.table]
+    reading = reading_of(context.settings)
     found: Iterator[pl.DataFrame]
-    found = persons(table, concepts) if step is None else parts(step, table, concepts, context.settings)
+    found = (
+        persons(table, concepts, reading) if step is None else parts(step, table, concepts, context.settings, reading)
+    )
     name, role = ("person", "") if step is None else (step.name, step.role)
-    return to_meds.spool(context.plan, context.work / f"{name}.arrow", found, Counter(), role)
+    return to_meds.spool(context.plan, context.work / f"{name}.arrow", found, reading, role)
 
 
 def _described(book: pl.DataFrame, concept: Table | None) -> pl.DataFrame:

@@ -1,18 +1,21 @@
 """What becomes of the rows of each OMOP table: tables of column names, and one function for all of them.
 
 The columns of CDM 5.3 and 5.4 are both known. A time is the ``_datetime`` column where it is filled, else the ``_date``
-column, which is all that the CDM requires.
+column, which is all that the CDM requires; `ehr_tokenize.sources.times` says what happens when they contradict.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import polars as pl
 from ehr_core.constants import MEDS_BIRTH, MEDS_DEATH
 from ehr_core.errors import DataError
-from ehr_tokenize.sources.record_files import Batch, Table, batches
+from ehr_tokenize.sources.cells import Batch, Reading
+from ehr_tokenize.sources.record_files import Table, batches
+from ehr_tokenize.sources.times import day_and_time, ends_before
 from ehr_tokenize.sources.to_meds import EVENTS
 
 from ehr_omop.concepts import Concepts
@@ -46,7 +49,8 @@ class Step:
     @property
     def role(self) -> str:
         """What its events are to the times of others; see `ehr_tokenize.sources.to_meds`."""
-        return {"visit_occurrence.start": "starts", "death": "deaths"}.get(self.name, "")
+        roles = {"visit_occurrence.start": "starts", "visit_occurrence.end": "ends", "death": "deaths"}
+        return roles.get(self.name, "")
 
 
 def visit(table: str, stem: str, which: str) -> Step:
@@ -75,10 +79,12 @@ TO = ("discharged_to_concept_id", "discharge_to_concept_id")
 """Names in CDM 5.4 and in 5.3."""
 
 
-def parts(step: Step, table: Table, concepts: Concepts, settings: OmopConfig) -> Iterator[pl.DataFrame]:
+def parts(
+    step: Step, table: Table, concepts: Concepts, settings: OmopConfig, reading: Reading
+) -> Iterator[pl.DataFrame]:
     """The events of a table, batch by batch."""
     required = ("person_id",) if step.table == "death" else ("person_id", f"{step.stem}_concept_id")
-    for batch in batches(table, required, _optional(step)):
+    for batch in batches(table, required, _optional(step), reading):
         _need_time(batch, step)
         if step.table == "death":
             yield from _death(batch, concepts)
@@ -103,10 +109,6 @@ def _need_time(batch: Batch, step: Step) -> None:
         raise DataError(f"{batch.path} has neither column '{step.start}_date' nor '{step.start}_datetime'")
 
 
-def _time(batch: Batch, stem: str) -> pl.Series:
-    return _first(batch.time(f"{stem}_datetime"), batch.time(f"{stem}_date"))
-
-
 def _first(*columns: pl.Series | pl.Expr) -> pl.Series:
     return pl.select(pl.coalesce(*columns)).to_series()
 
@@ -115,9 +117,9 @@ def _either(batch: Batch, names: Sequence[str]) -> pl.Series:
     return _first(*(batch.integer(name) for name in names))
 
 
-def _event(batch: Batch, time: pl.Series, code: pl.Series, parent: pl.Series | None = None) -> pl.DataFrame:
+def _event(batch: Batch, when: pl.DataFrame, code: pl.Series, parent: pl.Series | None = None) -> pl.DataFrame:
     columns = [batch.integer("person_id").alias("subject_id"), batch.integer("visit_occurrence_id").alias("visit")]
-    columns += [time.alias("time"), code.alias("code")]
+    columns += [*when, code.alias("code")]
     return pl.DataFrame(columns if parent is None else [*columns, parent.alias("parent")])
 
 
@@ -137,15 +139,24 @@ def _code(batch: Batch, step: Step, concepts: Concepts, settings: OmopConfig) ->
 
 
 def _records(batch: Batch, step: Step, concepts: Concepts, settings: OmopConfig) -> Iterator[pl.DataFrame]:
-    start = _time(batch, step.start)
+    start = batch.when(step.start)
     base = _code(batch, step, concepts, settings)
     if step.values:
         yield _with_values(_event(batch, start, base), batch, concepts, settings)
         return
     yield _event(batch, start, base)
     if step.end and settings.ends:
-        ended = _event(batch, _time(batch, step.end), base + "//END", base)
-        yield ended.filter(ended["time"] > start)
+        end = _end(batch, step)
+        yield _event(batch, end, base + "//END", base).filter(end["time"] > start["time"])
+
+
+def _end(batch: Batch, step: Step) -> pl.DataFrame:
+    """Ends of rows; null where there is none, and where it is before the start, which is counted."""
+    end = batch.when(step.end)
+    before = ends_before(batch.when(step.start), end).fill_null(False)
+    if before.any():
+        batch.reading.left_out["end before its start"] += int(before.sum())
+    return end.with_columns(pl.when(~before).then("time").alias("time"))
 
 
 def _with_values(events: pl.DataFrame, batch: Batch, concepts: Concepts, settings: OmopConfig) -> pl.DataFrame:
@@ -177,22 +188,22 @@ def _visits(batch: Batch, step: Step, concepts: Concepts, settings: OmopConfig) 
     if step.table == "visit_detail":
         hospital = other = f"DETAIL_{other.removeprefix('VISIT_')}"
     name = pl.select(pl.when(stays).then(pl.lit(hospital)).otherwise(pl.lit(other))).to_series()
-    time = _time(batch, step.start if begins else step.end)
-    event = _event(batch, time, name + "//" + kind, kind)
+    when = batch.when(step.start) if begins else _end(batch, step)
+    event = _event(batch, when, name + "//" + kind, kind)
     place = concepts.find(_either(batch, FROM if begins else TO))
-    beside = _event(batch, time, ("ADMITTED_FROM//" if begins else "DISCHARGED_TO//") + place, place)
-    beside = beside.filter(beside["code"].is_not_null() & time.is_not_null())
+    beside = _event(batch, when, ("ADMITTED_FROM//" if begins else "DISCHARGED_TO//") + place, place)
+    beside = beside.filter(beside["code"].is_not_null() & when["time"].is_not_null())
     # A visit that goes on has no end yet: no event, and nothing to count.
-    yield event if begins else event.filter(time.is_not_null())
+    yield event if begins else event.filter(when["time"].is_not_null())
     yield beside
 
 
 def _death(batch: Batch, concepts: Concepts) -> Iterator[pl.DataFrame]:
-    time = _time(batch, "death")
+    when = batch.when("death")
     cause = concepts.find(batch.integer("cause_concept_id"))
-    because = _event(batch, time, "CAUSE_OF_DEATH//" + cause, cause)
-    yield because.filter(because["code"].is_not_null() & time.is_not_null())
-    yield _event(batch, time, pl.repeat(MEDS_DEATH, len(batch), dtype=pl.String, eager=True))
+    because = _event(batch, when, "CAUSE_OF_DEATH//" + cause, cause)
+    yield because.filter(because["code"].is_not_null() & when["time"].is_not_null())
+    yield _event(batch, when, pl.repeat(MEDS_DEATH, len(batch), dtype=pl.String, eager=True))
 
 
 # -- persons
@@ -206,10 +217,10 @@ PERSON_MORE = (
 )
 
 
-def persons(table: Table, concepts: Concepts) -> Iterator[pl.DataFrame]:
+def persons(table: Table, concepts: Concepts, reading: Reading) -> Iterator[pl.DataFrame]:
     """Sex, race and ethnicity without a time, and births."""
-    for batch in batches(table, PERSON, PERSON_MORE):
-        nowhen = pl.Series([None] * len(batch), dtype=EVENTS["time"])
+    for batch in batches(table, PERSON, PERSON_MORE, reading):
+        nowhen = pl.DataFrame([pl.Series("time", [None] * len(batch), EVENTS["time"])])
         for kind in ("gender", "race", "ethnicity"):
             source = batch.text(f"{kind}_source_value").str.to_uppercase().str.replace_all(r"\s+", "_")
             known = concepts.find(batch.integer(f"{kind}_concept_id"))
@@ -218,23 +229,35 @@ def persons(table: Table, concepts: Concepts) -> Iterator[pl.DataFrame]:
         yield _event(batch, _births(batch), pl.repeat(MEDS_BIRTH, len(batch), dtype=pl.String, eager=True))
 
 
-def _births(batch: Batch) -> pl.Series:
-    """``birth_datetime``, else year, month and day, a missing month or day being the first."""
-    year, month, day = (batch.integer(f"{part}_of_birth") for part in ("year", "month", "day"))
-    made = pl.select(
-        pl.format("{}-{}-{}", year, month.fill_null(1), day.fill_null(1)).str.to_date("%Y-%m-%d", strict=False)
-    ).to_series()
-    if (bad := made.is_null() & year.is_not_null()).any():
+def _births(batch: Batch) -> pl.DataFrame:
+    """Year, month and day, with the time of ``birth_datetime``; a missing month or day is that one's, else the first.
+
+    The year is what the CDM requires: a ``birth_datetime`` of another one, or of another day where that is given, is
+    not used, and counted, unless the year is a placeholder.
+    """
+    given = pl.DataFrame([batch.integer(f"{part}_of_birth").alias(part) for part in ("year", "month", "day")])
+    exact = batch.time("birth_datetime").alias("exact")
+    parts = given.hstack([exact]).with_columns(
+        pl.when(pl.col("year") == pl.col("exact").dt.year()).then("exact").alias("near")
+    )
+    month = pl.coalesce("month", pl.col("near").dt.month(), pl.lit(1))
+    day = pl.coalesce("day", pl.when(month == pl.col("near").dt.month()).then(pl.col("near").dt.day()), pl.lit(1))
+    made = parts.select(pl.format("{}-{}-{}", "year", month, day).str.to_date("%Y-%m-%d", strict=False)).to_series()
+    if (bad := made.is_null() & given["year"].is_not_null()).any():
         raise DataError(
             f"{batch.path}, row {batch.first + int(bad.arg_max() or 0)}: year, month and day of birth are no date"
         )
-    return _first(batch.time("birth_datetime"), made.cast(EVENTS["time"]))
+    seen: Counter[str] = Counter()
+    found = day_and_time(made.cast(EVENTS["time"]), exact, seen)
+    batch.reading.treated.update({f"birth: {reason}": number for reason, number in seen.items()})
+    # A birth has no other clock: the day that is on record is the day.
+    return found.select(pl.coalesce(pl.col("day").cast(EVENTS["time"]), "time").alias("time"))
 
 
-def person_ids(table: Table) -> pl.Series:
+def person_ids(table: Table, reading: Reading) -> pl.Series:
     """All ids of the table ``person``. Raises DataError for a null or repeated one, and for a table without rows."""
     found = [pl.Series("person_id", [], pl.Int64)]
-    for batch in batches(table, PERSON):
+    for batch in batches(table, PERSON, (), reading):
         found.append(batch.integer("person_id"))
     ids = pl.concat(found)
     where = table.paths[0]

@@ -1,9 +1,29 @@
 """Settings of sources that turn tables of records into MEDS. Import-light, so that a plugin may subclass them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ehr_core import MISSING
+
+EMPTY = (
+    "null",
+    "(null)",
+    "<null>",
+    "na",
+    "n/a",
+    "#n/a",
+    "<na>",
+    "nan",
+    "nat",
+    "none",
+    "nil",
+    "\\N",
+    ".",
+    "-",
+    "--",
+    "?",
+)
+EMPTY += ("0000-00-00", "0000-00-00 00:00:00", "0000-00-00T00:00:00")
 
 
 @dataclass
@@ -23,3 +43,8 @@ class TablesConfig:
     """Subjects in one shard at most: the bound of memory."""
     seed: int = 0
     """Part of the hash that splits."""
+    empty: list[str] = field(default_factory=lambda: list(EMPTY))
+    """What stands for nothing in cells of numbers, dates and ids, in capitals or not; texts and codes stay."""
+    time_zone: str = ""
+    """Zone of the records' clock, as America/New_York: times that were written with a zone are read off it. Empty: they
+    are what was written, without the zone."""

@@ -5,8 +5,7 @@ order, batch by batch, and leaves them on disk with each shard's rows together; 
 sorts and writes them. Rows of one time keep the order of the spools, then that of the table, so the same tables give
 the same bytes.
 
-Many records have a date where their visit has times, and a midnight would put them before it. So an event at midnight
-sharp moves to the start of its visit, if that is on the same day, and a death at midnight to the last event of its day.
+What is odd in the tables, and what became of it, is in ``metadata/left_out.json`` and ``metadata/treated.json``.
 """
 
 from __future__ import annotations
@@ -29,8 +28,11 @@ from ehr_core.progress import track
 from ehr_core.protocols import Executor
 from numpy.typing import ArrayLike
 
+from ehr_tokenize.sources.cells import Reading
 from ehr_tokenize.sources.settings import TablesConfig
+from ehr_tokenize.sources.settling import settled
 from ehr_tokenize.sources.splits import shares_of, split_of
+from ehr_tokenize.sources.times import check_offsets, offset_name
 
 Step = TypeVar("Step")
 MEDS_VERSION = "0.4.1"
@@ -44,7 +46,7 @@ SCHEMA = pa.schema(
         ("unit", pa.string()),
     ]
 )
-SPOOL_SCHEMA = SCHEMA.append(pa.field("visit", pa.int64()))
+SPOOL_SCHEMA = SCHEMA.append(pa.field("visit", pa.int64())).append(pa.field("day", pa.date32()))
 EVENTS: dict[str, Any] = {
     "subject_id": pl.Int64,
     "time": pl.Datetime("us"),
@@ -53,8 +55,11 @@ EVENTS: dict[str, Any] = {
     "text_value": pl.String,
     "unit": pl.String,
     "visit": pl.Int64,
+    "day": pl.Date,
 }
-"""Columns that `spool` takes; ``visit`` is a number that the events of one visit of a subject share."""
+"""Columns that `spool` takes; ``visit`` is a number that the events of one visit of a subject share, ``day`` the day of
+the event where it is not that of its time (another clock wrote it)."""
+UNITS: dict[str, Any] = {"code": pl.String, "unit": pl.String, "numbers": pl.Int64}
 BOOK: dict[str, Any] = {"code": pl.String, "description": pl.String, "parent": pl.String}
 """What `spool` notes of each code; ``parent`` is the code that it narrows down, as ``LOINC//718-7`` for one in g/dL."""
 BOOK_SCHEMA = pa.schema(
@@ -111,34 +116,49 @@ class Spooled:
     """Shard to the numbers of its record batches, in order."""
     book: pl.DataFrame
     """Each code once, as `BOOK`."""
-    left_out: Counter[str]
-    """Rows that became no event, by reason."""
+    reading: Reading
+    """What happened to rows and cells."""
+    units: pl.DataFrame
+    """Numbers by ``code`` and ``unit``, as `UNITS`."""
     role: str
-    """``starts`` of visits; ``deaths``; ``once`` where equal events of a subject count once; else empty."""
+    """``starts`` and ``ends`` of visits; ``deaths``; ``once``: equal events of a subject count once; else empty."""
 
 
-def spool(plan: Plan, path: Path, parts: Iterable[pl.DataFrame], left_out: Counter[str], role: str = "") -> Spooled:
+def spool(plan: Plan, path: Path, parts: Iterable[pl.DataFrame], reading: Reading, role: str = "") -> Spooled:
     """Write events (columns of `EVENTS` and `BOOK`; missing ones are null), each shard's rows of a part together.
 
     Events of nobody in the plan are left out and counted, as are events with a null ``code``. Static events have a null
     ``time`` and a true ``static``; other events without a time are left out and counted.
     """
     places: dict[int, list[int]] = {}
-    book = pl.DataFrame(schema=BOOK)
+    book, units = pl.DataFrame(schema=BOOK), pl.DataFrame(schema=UNITS)
     written = 0
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SPOOL_SCHEMA, options=options) as writer:
         for part in parts:
-            kept = _kept(plan, part, left_out)
+            kept = _kept(plan, part, reading.left_out)
             new = kept.select(_all(kept, BOOK)).unique("code", keep="first", maintain_order=True)
             book = pl.concat([book, new]).unique("code", keep="first", maintain_order=True)
+            units = _sum_units([units, _units(kept)])
             for (shard,), rows in kept.group_by("shard", maintain_order=True):
                 table = rows.select(_all(rows, EVENTS)).to_arrow().cast(SPOOL_SCHEMA).combine_chunks()
                 writer.write_table(table)
                 count = len(table.to_batches())
                 places.setdefault(int(shard), []).extend(range(written, written + count))
                 written += count
-    return Spooled(path, places, book, left_out, role)
+    return Spooled(path, places, book, reading, units, role)
+
+
+def _units(events: pl.DataFrame) -> pl.DataFrame:
+    """How many numbers of each code have which unit."""
+    if "unit" not in events.columns or "numeric_value" not in events.columns:
+        return pl.DataFrame(schema=UNITS)
+    numbers = events.filter(pl.col("numeric_value").is_not_null())
+    return numbers.group_by("code", "unit").agg(pl.len().cast(pl.Int64).alias("numbers"))
+
+
+def _sum_units(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    return pl.concat(parts).group_by("code", "unit").agg(pl.col("numbers").sum()).sort("code", "unit", nulls_last=False)
 
 
 def _kept(plan: Plan, part: pl.DataFrame, left_out: Counter[str]) -> pl.DataFrame:
@@ -168,17 +188,56 @@ def convert(
 ) -> pl.DataFrame:
     """Spool the steps, in the order of events at one time, and write ``data``; returns all codes in order, as `BOOK`.
 
-    What was left out is in ``metadata/left_out.json``, by name of the step and reason, and said on stderr.
+    What was left out is in ``metadata/left_out.json``, by name of the step and reason, what was changed in
+    ``metadata/treated.json``, and both are said on stderr. Raises DataError for times on clocks of several zones.
     """
     spools = list(track(executor.map(function, list(steps.values())), "read", len(steps), "tables"))
-    _write_shards(plan, output, spools, executor)
-    left_out = {name: dict(s.left_out) for name, s in zip(steps, spools, strict=True) if s.left_out.total()}
-    (output / "metadata").mkdir()
-    write_json(output / "metadata" / "left_out.json", left_out)
-    for name, reasons in left_out.items():
-        said = ", ".join(f"{count:,} rows with {reason}" for reason, count in sorted(reasons.items()))
-        print(f"left out of {name}: {said}", file=sys.stderr)
+    by_name = dict(zip(steps, spools, strict=True))
+    check_offsets({name: spooled.reading.offsets for name, spooled in by_name.items()})
+    moved = _write_shards(plan, output, spools, executor)
+    left_out = {name: dict(s.reading.left_out) for name, s in by_name.items() if s.reading.left_out.total()}
+    treated = {name: s.reading.treated + _zones(s.reading) for name, s in by_name.items()} | {"times": moved}
+    write_treated(output, left_out, treated, mixed_units([s.units for s in spools]))
     return _gather_book(spools)
+
+
+def _zones(reading: Reading) -> Counter[str]:
+    """Times that were written with a zone other than UTC, by that."""
+    read = f"read as {reading.zone}" if reading.zone else "taken without it"
+    return Counter({f"times written in zone {offset_name(o)} ({read})": n for o, n in reading.offsets.items() if o})
+
+
+def mixed_units(parts: Sequence[pl.DataFrame]) -> dict[str, dict[str, int]]:
+    """Codes whose numbers have several units, or a unit only at times: numbers by unit (empty: none)."""
+    units = _sum_units([pl.DataFrame(schema=UNITS), *parts])
+    mixed = units.filter(pl.len().over("code") > 1)
+    found: dict[str, dict[str, int]] = {}
+    for code, unit, number in mixed.rows():
+        found.setdefault(code, {})[unit or ""] = number
+    return found
+
+
+def write_treated(
+    output: Path,
+    left_out: Mapping[str, Mapping[str, int]],
+    treated: Mapping[str, Mapping[str, int]],
+    units: Mapping[str, Mapping[str, int]],
+) -> None:
+    """Write and say what was left out and what was changed, and codes with several units. Counts of 0 are dropped."""
+    folder = output / "metadata"
+    folder.mkdir(exist_ok=True)
+    changed = {name: {r: n for r, n in sorted(reasons.items()) if n} for name, reasons in treated.items()}
+    changed = {name: reasons for name, reasons in changed.items() if reasons}
+    write_json(folder / "left_out.json", left_out)
+    write_json(folder / "treated.json", {**changed, **({"units that differ": units} if units else {})})
+    for what, found in (("left out of", left_out), ("treated in", changed)):
+        for name, reasons in found.items():
+            said = ", ".join(f"{count:,} rows with {reason}" for reason, count in sorted(reasons.items()))
+            print(f"{what} {name}: {said}", file=sys.stderr)
+    if units:
+        code, numbers = next(iter(units.items()))
+        said = ", ".join(f"{number:,} in {unit or 'none'}" for unit, number in numbers.items())
+        print(f"units differ within {len(units):,} codes, as {code}: {said}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -189,18 +248,21 @@ class ShardJob:
     places: tuple[tuple[Path, tuple[int, ...], str], ...]
 
 
-def _write_shards(plan: Plan, output: Path, spools: Sequence[Spooled], executor: Executor) -> int:
-    """Write ``data/<split>/<number>.parquet`` of every shard; returns the number of events."""
+def _write_shards(plan: Plan, output: Path, spools: Sequence[Spooled], executor: Executor) -> Counter[str]:
+    """Write ``data/<split>/<number>.parquet`` of every shard; returns what became of times, as `settled` counts it."""
     jobs = []
     for index, (split, number) in enumerate(plan.pieces):
         places = tuple((s.path, tuple(s.places[index]), s.role) for s in spools if index in s.places)
         path = output / "data" / split / f"{number}.parquet"
         jobs.append(ShardJob(path, places))
-    return sum(track(executor.map(write_shard, jobs), "write", len(jobs), "shards"))
+    moved: Counter[str] = Counter()
+    for counts in track(executor.map(write_shard, jobs), "write", len(jobs), "shards"):
+        moved.update(counts)
+    return moved
 
 
-def write_shard(job: ShardJob) -> int:
-    """Sort the rows of a shard by subject and time (static ones first) and write them; returns their number."""
+def write_shard(job: ShardJob) -> Counter[str]:
+    """Sort the rows of a shard by subject and time (static ones first) and write them; see `settled` for the counts."""
     parts = [pl.DataFrame(schema={**EVENTS, "role": pl.String})]
     for path, numbers, role in job.places:
         with pa.OSFile(str(path)) as source:
@@ -209,9 +271,10 @@ def write_shard(job: ShardJob) -> int:
         assert isinstance(rows, pl.DataFrame)
         rows = rows.unique(maintain_order=True) if role == "once" else rows
         parts.append(rows.with_columns(pl.lit(role).alias("role")))
-    events = _settled(pl.concat(parts)).sort("subject_id", "time", nulls_last=False, maintain_order=True)
+    events, moved = settled(pl.concat(parts))
+    events = events.sort("subject_id", "time", nulls_last=False, maintain_order=True)
     write_events(job.path, events.select(SCHEMA.names))
-    return len(events)
+    return moved
 
 
 def write_events(path: Path, events: pl.DataFrame) -> None:
@@ -219,26 +282,6 @@ def write_events(path: Path, events: pl.DataFrame) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     schema = pa.schema([SCHEMA.field(name) for name in events.columns])
     pq.write_table(events.to_arrow().cast(schema), path, compression="zstd")
-
-
-def _settled(events: pl.DataFrame) -> pl.DataFrame:
-    """Events with better times for those at midnight sharp; see the module."""
-    time, day = pl.col("time"), pl.col("time").dt.date()
-    midnight = time == time.dt.truncate("1d")
-    begun = events.filter(pl.col("role") == "starts", pl.col("visit").is_not_null())
-    begun = begun.group_by("subject_id", "visit").agg(time.min().alias("begun"))
-    events = events.join(begun, on=["subject_id", "visit"], how="left", maintain_order="left")
-    events = events.with_columns(
-        pl.when(midnight & (pl.col("begun").dt.date() == day)).then("begun").otherwise(time).alias("time")
-    )
-    dead = (pl.col("role") == "deaths") & midnight
-    days = events.filter(dead).select("subject_id", day.alias("day")).unique()
-    last = events.with_columns(day.alias("day")).join(days, on=["subject_id", "day"])
-    last = last.group_by("subject_id", "day").agg(time.max().alias("last"))
-    events = events.with_columns(day.alias("day")).join(
-        last, on=["subject_id", "day"], how="left", maintain_order="left"
-    )
-    return events.with_columns(pl.when(dead).then("last").otherwise(time).alias("time"))
 
 
 def _gather_book(spools: Sequence[Spooled]) -> pl.DataFrame:
