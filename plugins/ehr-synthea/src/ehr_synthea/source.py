@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import shutil
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from ehr_core.errors import DataError, NotApplicable
 from ehr_core.formats.folder import file_digest
 from ehr_core.protocols import Executor
 from ehr_tokenize.sources import to_meds
+from ehr_tokenize.sources.cells import Reading, reading_of
 from ehr_tokenize.sources.record_files import Table, batches, find_tables
 
 from ehr_synthea.__about__ import __version__
@@ -43,11 +43,12 @@ class Context:
 
 
 class SyntheaSource:
-    """See the module."""
+    """See the module. Raises ConfigError for settings that make no dataset."""
 
     place = None
 
     def __init__(self, settings: SyntheaConfig):
+        reading_of(settings)
         self.settings = settings
         self.path = Path(settings.path)
 
@@ -65,7 +66,7 @@ class SyntheaSource:
     def provide(self, output: Path, executor: Executor) -> Path:
         """Fill ``output`` with the dataset. Raises DataError or FormatError with file, row and column."""
         tables = self._tables()
-        patients = read_patients(tables["patients"])
+        patients = read_patients(tables["patients"], reading_of(self.settings))
         plan = to_meds.plan(patients["subject_id"].to_numpy(), self.settings)
         work = output / ".work"
         work.mkdir()
@@ -92,16 +93,16 @@ def load_patients(path: Path) -> pl.DataFrame:
 
 def spool_step(context: Context, step: Step) -> to_meds.Spooled:
     """Leave the events of one step on disk."""
-    found = parts(step, context.tables[step.table], load_patients(context.patients), context.settings)
-    path = context.work / f"{step.name}.arrow"
-    return to_meds.spool(context.plan, path, found, Counter(), step.role)
+    reading = reading_of(context.settings)
+    found = parts(step, context.tables[step.table], load_patients(context.patients), context.settings, reading)
+    return to_meds.spool(context.plan, context.work / f"{step.name}.arrow", found, reading, step.role)
 
 
-def read_patients(table: Table) -> pl.DataFrame:
+def read_patients(table: Table, reading: Reading) -> pl.DataFrame:
     """``patient`` and ``subject_id`` of each. DataError for an id that is empty, repeated or hashes like another."""
     found = [pl.Series("patient", [], pl.String)]
-    for batch in batches(table, ("id",)):
-        found.append(batch.text("id").alias("patient"))
+    for batch in batches(table, ("id",), (), reading):
+        found.append(batch.identifier("id").alias("patient"))
     patient = pl.concat(found)
     where = table.paths[0]
     if not len(patient):

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import polars as pl
 from ehr_core.constants import MEDS_BIRTH
 from ehr_core.errors import DataError
-from ehr_tokenize.sources.record_files import Batch, Table, batches
+from ehr_tokenize.sources.cells import Batch, Reading
+from ehr_tokenize.sources.record_files import Table, batches
+from ehr_tokenize.sources.times import ends_before
 
 from ehr_synthea.plugin import SyntheaConfig
 
@@ -49,7 +51,7 @@ class Step:
     @property
     def role(self) -> str:
         """What its events are to the times of others, as `to_meds` has it. Pictures of one study count once."""
-        return {"start": "starts", "death": "deaths", "image": "once"}.get(self.kind, "")
+        return {"start": "starts", "end": "ends", "death": "deaths", "image": "once"}.get(self.kind, "")
 
 
 STEPS = (
@@ -96,10 +98,12 @@ OPTIONAL: tuple[str, ...] = (
 OPTIONAL += ("bodysite_code", "bodysite_description", "modality_description", "race", "ethnicity", "gender")
 
 
-def parts(step: Step, table: Table, patients: pl.DataFrame, settings: SyntheaConfig) -> Iterator[pl.DataFrame]:
+def parts(
+    step: Step, table: Table, patients: pl.DataFrame, settings: SyntheaConfig, reading: Reading
+) -> Iterator[pl.DataFrame]:
     """The events of a file, batch by batch. ``patients`` has the subject of each patient's id."""
-    for batch in batches(table, REQUIRED[step.kind], OPTIONAL):
-        key = batch.text("id" if step.table == "patients" else "patient").alias("patient")
+    for batch in batches(table, REQUIRED[step.kind], OPTIONAL, reading):
+        key = batch.identifier("id" if step.table == "patients" else "patient").alias("patient")
         subject = key.to_frame().join(patients, on="patient", how="left", maintain_order="left")["subject_id"]
         visit = _visit(batch, step)
         for event in _events(batch, step, settings):
@@ -108,7 +112,7 @@ def parts(step: Step, table: Table, patients: pl.DataFrame, settings: SyntheaCon
 
 def _visit(batch: Batch, step: Step) -> pl.Series:
     """A number for each encounter: a hash, which has to tell apart no more than the encounters of one patient."""
-    name = batch.text("id" if step.table == "encounters" else "encounter")
+    name = batch.identifier("id" if step.table == "encounters" else "encounter")
     number = name.hash().cast(pl.Int64, wrap_numerical=True).alias("visit")
     return number.set(name.is_null(), None)
 
@@ -125,7 +129,8 @@ def _events(batch: Batch, step: Step, settings: SyntheaConfig) -> Iterator[pl.Da
         dead = _event(rows, batch.time("deathdate"), pl.repeat("MEDS_DEATH", len(batch), dtype=pl.String, eager=True))
         yield dead.filter(dead["time"].is_not_null())
         return
-    start, stop = _first(batch.time("start"), _date(batch, step)), batch.time("stop")
+    start = _first(batch.time("start"), _date(batch, step))
+    stop = _stop(batch, step, start, settings)
     described = batch.text("description").alias("description")
     if step.kind in ("start", "end"):
         yield from _encounters(batch, step, settings, rows, start, stop)
@@ -136,10 +141,31 @@ def _events(batch: Batch, step: Step, settings: SyntheaConfig) -> Iterator[pl.Da
     else:
         code = step.prefix + _system(batch, step) + "//" + batch.text("code")
         number = batch.number("quantity", strict=False).alias("numeric_value")
+        _count_texts(batch, "quantity", number)
         yield _event(rows, start, code).with_columns(described, number)
         if settings.ends:
             ended = _event(rows, stop, code + "//END").with_columns(described, code.alias("parent"))
             yield ended.filter(stop > start)
+
+
+def _stop(batch: Batch, step: Step, start: pl.Series, settings: SyntheaConfig) -> pl.Series:
+    """Ends of rows; null where there is none, and where it is before the start, which is counted."""
+    stop = batch.time("stop")
+    if step.kind == "start" or (step.kind == "code" and not settings.ends):
+        return stop
+    nowhere = pl.Series("day", [None] * len(batch), pl.Date)
+    before = ends_before(*(pl.DataFrame([time.alias("time"), nowhere]) for time in (start, stop))).fill_null(False)
+    if before.any():
+        batch.reading.left_out["end before its start"] += int(before.sum())
+    return stop.set(before, None)
+
+
+def _count_texts(batch: Batch, name: str, number: pl.Series, which: pl.Series | None = None) -> None:
+    """Count cells that should be numbers and are texts such as ``<0.1``; which of the rows should be."""
+    texts = number.is_null() & batch.identifier(name).is_not_null()
+    found = int((texts if which is None else texts & which).sum())
+    if found:
+        batch.reading.treated[f"{name}: text where a number is expected (no number)"] += found
 
 
 def _first(*columns: pl.Series | pl.Expr) -> pl.Series:
@@ -199,9 +225,13 @@ def _loinc(code: pl.Series) -> pl.Series:
 
 def _values(batch: Batch, events: pl.DataFrame, settings: SyntheaConfig) -> pl.DataFrame:
     """Number and unit; a value that is a text becomes part of the code, as long as it can be a category."""
+    kind = batch.text("type").str.to_lowercase()
     text = batch.text("value")
     number = batch.number("value", strict=False)
-    number = number.set((batch.text("type") == "text").fill_null(False), None)
+    number = number.set((kind == "text").fill_null(False), None)
+    numeric = (kind == "numeric").fill_null(False)
+    _count_texts(batch, "value", number, numeric)
+    text = batch.identifier("value").zip_with(numeric, text)  # a word for nothing is no category of a number
     text = text.set(number.is_not_null(), None)
     unit = batch.text("units").set(number.is_null(), None)
     category = _clean(text.set((text.str.len_chars() > MOST_TEXT).fill_null(False), None))

@@ -13,8 +13,9 @@ import polars as pl
 from ehr_core.errors import ConfigError, DataError
 
 FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%d %H:%M")
-COMPACT = r"^(\d{4})(\d{2})(\d{2})( .*)?$"
-ZONE = r":\d{2}(?:\.\d+)? ?(Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)$"
+COMPACT = r"^(\d{4})(\d{2})(\d{2})( |$)"
+ZONE = r":\d{2}(?:\.\d+)? ?(Z|U[T ]C|GM[T ]?|[+-]\d{2}(?::?\d{2})?)$"
+"""At the end of a time of day; the ``T`` of UTC may have been taken for that before a time."""
 MIDNIGHT = r" 24:00(?::00(?:\.0+)?)?$"
 """The end of a day, as ISO 8601 has it: the next day's midnight."""
 MOST_OFFSET = 14 * 60
@@ -43,7 +44,7 @@ def parse_times(text: pl.Series, zone: str = "") -> tuple[pl.Series, Counter[int
     With ``T`` or a blank between date and time, with or without seconds, 24:00:00, or a date as 20200131. A zone's
     offset is in minutes.
     """
-    plain = text.str.replace(r"(\d)T(\d)", "$1 $2")
+    plain = text.str.replace("T", " ", literal=True)
     time = _by_formats(plain)
     at = (plain.is_not_null() & time.is_null()).arg_true()
     offsets: Counter[int] = Counter()
@@ -76,18 +77,19 @@ def _odd_forms(text: pl.Series, zone: str) -> tuple[pl.Series, Counter[int]]:
     offset_of = {name: _minutes(name) for name in written.unique().drop_nulls()}
     offset = written.replace_strict(offset_of, default=None, return_dtype=pl.Int64)
     parts = pl.DataFrame([text.alias("text"), written.fill_null("").alias("zone")])
-    bare = pl.col("text").str.strip_suffix(pl.col("zone")).str.strip_chars_end()
-    plain = parts.select(bare.str.replace(COMPACT, "$1-$2-$3$4")).to_series()
-    late = plain.str.contains(MIDNIGHT)
-    time = _by_formats(plain.str.replace(MIDNIGHT, ""))
-    time = time.zip_with(~late.fill_null(False), time.dt.offset_by("1d"))
+    plain = parts.select(pl.col("text").str.strip_suffix(pl.col("zone")).str.strip_chars_end()).to_series()
+    if plain.str.contains(COMPACT).any():
+        plain = plain.str.replace(COMPACT, "$1-$2-$3$4")
+    late = plain.str.contains(MIDNIGHT).fill_null(False)
+    time = _by_formats(plain.str.replace(MIDNIGHT, "") if late.any() else plain)
+    time = time.dt.offset_by("1d").zip_with(late, time) if late.any() else time
     time = time.set(written.is_not_null() & offset.is_null(), None)
     if zone:
         shifted = pl.DataFrame([time.alias("time"), offset.alias("offset")]).select(
             (pl.col("time") - pl.duration(minutes="offset")).dt.replace_time_zone("UTC").dt.convert_time_zone(zone)
         )
         time = shifted.to_series().dt.replace_time_zone(None).zip_with(offset.is_not_null(), time)
-    return time, Counter(offset.filter(time.is_not_null()).drop_nulls().to_list())
+    return time, Counter(dict(offset.filter(time.is_not_null()).drop_nulls().value_counts().rows()))
 
 
 def _minutes(name: str) -> int | None:
