@@ -93,13 +93,52 @@ def test_the_flat_form_becomes_events_with_sex_region_and_birth(provide):
     ]
 
 
-def test_a_birth_date_and_times_of_day_are_kept_in_utc(provide):
+def test_a_birth_date_and_times_of_day_are_kept_on_the_clock_that_was_written(provide):
     found = {
         "patient_id": 1,
         "birth_date": "1950-06-07",
         "diagnoses": [{"code": "A", "date": "2020-01-15T23:30:00-05:00"}],
     }
-    assert [time for _, time, _ in rows(provide([found]))] == [datetime(1950, 6, 7), datetime(2020, 1, 16, 4, 30)]
+    assert [time for _, time, _ in rows(provide([found]))] == [datetime(1950, 6, 7), datetime(2020, 1, 15, 23, 30)]
+
+
+def test_with_a_zone_times_are_read_off_its_clock_and_without_one_two_clocks_are_refused(provide):
+    dates = ["2020-01-15T23:30:00-05:00", "2020-01-16T04:30:00Z", "2020-01-15T23:30:00", "2020-01-15 24:00"]
+    found = [{"patient_id": 1, "diagnoses": ["A", "B", "C", "D"], "diagnosis_dates": dates}]
+    evening = datetime(2020, 1, 15, 23, 30)
+    times = [time for _, time, _ in rows(provide(found, time_zone="America/New_York"))]
+    assert times == [evening, evening, evening, datetime(2020, 1, 16)]
+    with pytest.raises(DataError, match=r"zones from -05:00 \(diagnoses\) to \+00:00 .*, and dates have none"):
+        provide(found)
+
+
+@pytest.mark.parametrize("nothing", [None, "", " ", "NULL", "n/a", "NaN", float("nan"), "\\N", "-", "0000-00-00"])
+def test_entries_without_a_code_or_a_date_are_left_out_and_counted(provide, capsys, nothing):
+    entry = {"code": "NA", "date": "2020-01-15"}
+    found = [{"patient_id": 1, "birth_year": nothing, "sex": "", "diagnoses": [entry, entry | {"date": nothing}]}]
+    meds = provide([{**found[0], "procedures": [entry | {"code": " "}, entry | {"code": None}]}])
+    assert rows(meds) == [(1, datetime(2020, 1, 15), "ICD10CM//NA")]
+    left_out = json.loads((meds / "metadata" / "left_out.json").read_text())
+    assert left_out == {"diagnoses": {"no time": 1}, "procedures": {"no code": 2}}
+    assert "left out of procedures: 2 rows with no code" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("date", "year", "born"),
+    [
+        ("1950-06-07", 1950, datetime(1950, 6, 7)),
+        ("1950-06-07", "1950.0", datetime(1950, 6, 7)),
+        ("1950-06-07", 1951, datetime(1950, 6, 7)),
+        ("1900-01-01", 1951, datetime(1951, 1, 1)),
+        ("0001-01-01", 1951, datetime(1951, 1, 1)),
+        ("1950-06-07", 1900, datetime(1950, 6, 7)),
+    ],
+)
+def test_a_year_and_a_date_of_birth_that_contradict_are_counted(provide, date, year, born):
+    meds = provide([{**patient(1), "birth_date": date, "birth_year": year}])
+    assert rows(meds)[0] == (1, born, "MEDS_BIRTH")
+    treated = json.loads((meds / "metadata" / "treated.json").read_text())
+    assert [*treated.get("patient", {}).values()] == ([1] if str(year)[:4] != date[:4] else [])
 
 
 def test_metadata_says_which_subject_is_which_patient(provide):
@@ -164,15 +203,19 @@ def test_shards_are_sorted_and_bounded(provide):
             {"diagnosis_dates": ["20200101", "2020-13-40"]},
             "patient 2: date 2 of diagnoses is not YYYYMMDD or YYYY-MM-DD",
         ),
-        ({"diagnosis_dates": ["20200101", None]}, "date 2 of diagnoses"),
         ({"diagnosis_dates": ["20200101", True]}, "date 2 of diagnoses"),
         ({"diagnosis_dates": ["20200101", "2020-W01"]}, "date 2 of diagnoses"),
         ({"diagnosis_dates": 5}, "no list of diagnosis_dates"),
-        ({"diagnoses": ["I10", " "]}, "patient 2: code 2 of diagnoses is no text"),
+        ({"diagnosis_dates": ["20200101", "2020-02-31"]}, "date 2 of diagnoses is not YYYYMMDD"),
+        ({"diagnosis_dates": ["20200101", "20202-01-01"]}, "date 2 of diagnoses is not YYYYMMDD"),
+        ({"diagnoses": ["I10", 5]}, "patient 2: code 2 of diagnoses is no text"),
         ({"diagnoses": "I10"}, "patient 2: diagnoses is no list"),
         ({"diagnoses": ["I10", {"code": "A", "date": "20200101"}]}, "mixes codes and objects"),
-        ({"prescriptions": [{"code": "A"}]}, "date 1 of prescriptions is not"),
+        ({"prescriptions": [{"code": "A"}]}, "patient 2: entry 1 of prescriptions lacks code or date"),
         ({"patient_id": None}, "patient_id must be a text or a whole number"),
+        ({"patient_id": "N/A"}, "patient_id must be"),
+        ({"patient_id": 7.0}, "patient_id must be"),
+        ({"patient_id": 1 << 63}, "patient_id must be"),
         ({"patient_id": -1}, "patient_id must be"),
         ({"patient_id": 0}, "patient 2: an earlier patient has the same patient_id"),
         ({"birth_year": 50}, "birth_year is not a year"),

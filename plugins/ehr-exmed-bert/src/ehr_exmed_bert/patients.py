@@ -8,21 +8,22 @@ A patient is an object with ``patient_id`` and, where they are known, ``birth_ye
              and "procedure_dates"
 
 They become ``ICD10CM//E11.65``, ``ATC//N02BE01`` and ``CPT//99213`` at midnight of their day (or at the time, where one
-is given), ``GENDER//F`` and ``REGION//CA`` without a time, and MEDS_BIRTH, on 1 January where only a year is known. A
-whole number is kept as subject id; any other ``patient_id`` becomes a hash of 63 bits, and
-``metadata/subject_ids.parquet`` says which.
+is given, on the clock that was written), ``GENDER//F`` and ``REGION//CA`` without a time, and MEDS_BIRTH, on 1 January
+where only a year is known. A whole number is kept as subject id; any other ``patient_id`` becomes a hash of 63 bits:
+see ``metadata/subject_ids.parquet``. Entries without a code or a date are left out and counted.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
 from ehr_core.formats.folder import file_digest
 from ehr_core.progress import Progress
 from ehr_core.protocols import Executor
+from ehr_tokenize.sources.cells import Reading, check_clocks, reading_of
 from ehr_tokenize.sources.splits import shares_of, split_of
-from ehr_tokenize.sources.to_meds import BOOK, write_events, write_metadata
+from ehr_tokenize.sources.times import is_placeholder, parse_times
+from ehr_tokenize.sources.to_meds import BOOK, left_and_treated, write_events, write_metadata, write_treated
 
 from ehr_exmed_bert.__about__ import __version__
 from ehr_exmed_bert.json_stream import patients
@@ -51,6 +54,8 @@ STATICS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("REGION", ("patient_state", "state", "region")),
 )
 BIRTHS = ("birth_date", "birth_year")
+READINGS = ("patient", *(name for _, names, _ in EVENTS for name in names))
+"""What is counted apart."""
 KEYS = frozenset({
     "patient_id", *BIRTHS, *(name for _, names in STATICS for name in names),
     *(name for _, names, dates in EVENTS for name in (*names, dates)),
@@ -86,7 +91,7 @@ class Rows:
 
 
 class PatientsJson:
-    """See the module. Raises ConfigError for shares that do not add up to 1."""
+    """See the module. Raises ConfigError for shares that do not add up to 1, and a zone that does not exist."""
 
     place = None
 
@@ -94,9 +99,11 @@ class PatientsJson:
         self.shares = shares_of(settings.train, settings.tuning, settings.held_out)
         if settings.shard_subjects < 1:
             raise ConfigError(f"source.shard_subjects is {settings.shard_subjects}; it must be at least 1")
+        reading_of(settings)
         self.settings = settings
         self.path = Path(settings.path)
         self._ignored: Counter[str] = Counter()
+        self._readings: dict[str, Reading] = {}
 
     def fingerprint(self) -> Mapping[str, str]:
         """sha256 of the file. Raises FormatError when it is missing."""
@@ -115,6 +122,7 @@ class PatientsJson:
         """Fill ``output`` with the dataset. Raises DataError or FormatError that names a patient by its number."""
         self._refuse_folder()
         self._ignored.clear()
+        self._readings = {name: reading_of(self.settings) for name in READINGS}
         ids: dict[int, str] = {}
         splits: list[np.ndarray] = []
         codes: set[str] = set()
@@ -141,6 +149,8 @@ class PatientsJson:
         for split in SPLITS:
             if not written[split]:  # MEDS wants a file in each split, also one without rows
                 self._write(output, split, written, pl.DataFrame(schema=SCHEMA))
+        check_clocks(self._readings)
+        write_treated(output, *left_and_treated(self._readings), {})
         self._write_metadata(output, ids, np.concatenate(splits), sorted(codes))
         return output
 
@@ -151,12 +161,12 @@ class PatientsJson:
             rows, subjects = Rows(), []
             for number, patient in batch:
                 where = f"{self.path}, patient {number}"
-                subject, name = subject_of(patient, where)
+                subject, name = subject_of(patient, where, self._readings["patient"].empty)
                 if subject in ids:
                     raise DataError(f"{where}: an earlier patient has the same patient_id")
                 ids[subject] = name
                 self._ignored.update(unknown_keys(patient, where))
-                read_patient(patient, subject, rows, where)
+                read_patient(patient, subject, rows, where, self._readings)
                 subjects.append(subject)
             yield rows, subjects
 
@@ -174,12 +184,12 @@ class PatientsJson:
         pl.DataFrame(columns).write_parquet(output / "metadata" / "subject_ids.parquet")
 
 
-def subject_of(patient: Mapping[str, Any], where: str) -> tuple[int, str]:
+def subject_of(patient: Mapping[str, Any], where: str, empty: frozenset[str] = frozenset()) -> tuple[int, str]:
     """Subject id and ``patient_id`` as text. Raises DataError for a patient without one."""
     found = patient.get("patient_id")
     if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < 1 << 63:
         return found, str(found)
-    if not isinstance(found, str) or not found:
+    if not isinstance(found, str) or _nothing(found, empty):
         raise DataError(f"{where}: patient_id must be a text or a whole number that is not negative")
     return int.from_bytes(hashlib.blake2b(found.encode(), digest_size=8).digest(), "little") >> 1, found
 
@@ -193,30 +203,34 @@ def unknown_keys(patient: Mapping[str, Any], where: str) -> list[str]:
     return unknown
 
 
-def read_patient(patient: Mapping[str, Any], subject: int, rows: Rows, where: str) -> None:
+def read_patient(
+    patient: Mapping[str, Any], subject: int, rows: Rows, where: str, readings: Mapping[str, Reading]
+) -> None:
     """Add a patient's events to the rows. Raises DataError that says which entry is wrong, without its content."""
     for prefix, names in STATICS:
-        value = next((patient[name] for name in names if patient.get(name) is not None), None)
-        if isinstance(value, dict | list) or value == "":
+        value = next((patient[name] for name in names if patient.get(name) not in (None, "")), None)
+        if isinstance(value, dict | list):
             raise DataError(f"{where}: {' or '.join(names)} must be a single value")
         if value is not None:
             rows.add(subject, None, f"{prefix}//{value}")
-    for name in BIRTHS:
-        if patient.get(name) is not None:
-            time = _birth(patient[name], name)
-            if time is None:
-                raise DataError(f"{where}: {name} is not {'a year' if name == 'birth_year' else FORMS}")
-            rows.add(subject, time, MEDS_BIRTH)
-            break
+    birth = _birth(patient, where, readings["patient"])
+    if birth is not None:
+        rows.add(subject, birth, MEDS_BIRTH)
     for prefix, names, dates in EVENTS:
         for name in names:
+            reading = readings[name]
             for number, (code, date) in enumerate(_entries(patient, name, dates, where), 1):
-                if not isinstance(code, str) or not code.strip():
+                if not (code is None or isinstance(code, str)):
                     raise DataError(f"{where}: code {number} of {name} is no text")
-                time = _time(date)
-                if time is None:
-                    raise DataError(f"{where}: date {number} of {name} is not {FORMS}")
-                rows.add(subject, time, f"{prefix}//{code.strip()}")
+                if code is None or not code.strip():
+                    reading.left_out["no code"] += 1
+                elif _nothing(date, reading.empty):
+                    reading.left_out["no time"] += 1
+                else:
+                    time = _time(date, reading)
+                    if time is None:
+                        raise DataError(f"{where}: date {number} of {name} is not {FORMS}")
+                    rows.add(subject, time, f"{prefix}//{code.strip()}")
 
 
 FORMS = "YYYYMMDD or YYYY-MM-DD"
@@ -231,7 +245,10 @@ def _entries(patient: Mapping[str, Any], name: str, dates: str, where: str) -> l
         raise DataError(f"{where}: {name} is no list")
     nested = sum(isinstance(entry, dict) for entry in found)
     if nested and nested == len(found):
-        return [(entry.get("code"), entry.get("date")) for entry in found]
+        for number, entry in enumerate(found, 1):
+            if not {"code", "date"} <= entry.keys():
+                raise DataError(f"{where}: entry {number} of {name} lacks code or date")
+        return [(entry["code"], entry["date"]) for entry in found]
     if nested:
         raise DataError(f"{where}: {name} mixes codes and objects with code and date")
     times = patient.get(dates) or []
@@ -241,20 +258,55 @@ def _entries(patient: Mapping[str, Any], name: str, dates: str, where: str) -> l
     return list(zip(found, times, strict=True))
 
 
-def _birth(value: Any, name: str) -> datetime | None:
-    if name == "birth_date":
-        return _time(value)
-    text = str(value)
-    return _time(f"{text}-01-01") if len(text) == 4 and text.isdecimal() else None
+def _nothing(value: Any, empty: frozenset[str]) -> bool:
+    """Whether a value is null, NaN, blank or a word for nothing."""
+    if isinstance(value, str):
+        return not value.strip() or value.strip().lower() in empty
+    return value is None or value != value
 
 
-def _time(value: Any) -> datetime | None:
-    """A date, or date and time, as UTC without a zone; None for anything else."""
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(text, str) or "W" in text:  # ISO weeks are more likely a mistake
+def _birth(patient: Mapping[str, Any], where: str, reading: Reading) -> datetime | None:
+    """The date of birth, else 1 January of the year; of a date and a year that contradict, the one that is no
+    placeholder, else the date, which is counted."""
+    found: dict[str, datetime] = {}
+    for name, what in zip(BIRTHS, (FORMS, "a year"), strict=True):
+        value = patient.get(name)
+        if not _nothing(value, reading.empty):
+            time = _time(value, reading) if name == "birth_date" else _year(value)
+            if time is None:
+                raise DataError(f"{where}: {name} is not {what}")
+            found[name] = time
+    known = list(found.values())
+    if len(known) == 2 and known[0].year != known[1].year:
+        reading.treated["birth_date and birth_year that contradict (the date taken, unless it is a placeholder)"] += 1
+        return known[1] if is_placeholder(known[0]) and not is_placeholder(known[1]) else known[0]
+    return known[0] if known else None
+
+
+def _year(value: Any) -> datetime | None:
+    text = str(value).strip().removesuffix(".0")
+    return datetime(int(text), 1, 1) if len(text) == 4 and text.isdecimal() and int(text) else None
+
+
+def _time(value: Any, reading: Reading) -> datetime | None:
+    """A date, or date and time, without a zone; None for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
         return None
-    try:
-        time = datetime.fromisoformat(text.strip())
-    except ValueError:
-        return None
-    return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
+    time, offset = _read(value.strip(), reading.zone)
+    if offset is not None:
+        reading.offsets[offset] += 1
+    return time
+
+
+@functools.lru_cache(maxsize=1 << 20)
+def _read(text: str, zone: str) -> tuple[datetime | None, int | None]:
+    """Time and offset in minutes, as `parse_times` has them; dates are few, so that most are known already."""
+    if text.isascii() and (text.isdecimal() or (len(text) == 10 and "W" not in text)):
+        try:  # what nearly all are, faster
+            return (datetime.fromisoformat(text) if len(text) in (8, 10) else None), None
+        except ValueError:
+            return None, None
+    times, offsets = parse_times(pl.Series([text]), zone)
+    return times[0], next(iter(offsets), None)

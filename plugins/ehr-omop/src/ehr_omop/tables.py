@@ -153,7 +153,8 @@ def _records(batch: Batch, step: Step, concepts: Concepts, settings: OmopConfig)
 def _end(batch: Batch, step: Step) -> pl.DataFrame:
     """Ends of rows; null where there is none, and where it is before the start, which is counted."""
     end = batch.when(step.end)
-    before = ends_before(batch.when(step.start), end).fill_null(False)
+    begun = (batch.quietly() if step.visit else batch).when(step.start)
+    before = ends_before(begun, end).fill_null(False)
     if before.any():
         batch.reading.left_out["end before its start"] += int(before.sum())
     return end.with_columns(pl.when(~before).then("time").alias("time"))

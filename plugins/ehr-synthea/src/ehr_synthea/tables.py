@@ -129,7 +129,8 @@ def _events(batch: Batch, step: Step, settings: SyntheaConfig) -> Iterator[pl.Da
         dead = _event(rows, batch.time("deathdate"), pl.repeat("MEDS_DEATH", len(batch), dtype=pl.String, eager=True))
         yield dead.filter(dead["time"].is_not_null())
         return
-    start = _first(batch.time("start"), _date(batch, step))
+    dates = batch.quietly() if step.kind == "end" else batch  # the other step of encounters counts their starts
+    start = _first(dates.time("start"), _date(dates, step))
     stop = _stop(batch, step, start, settings)
     described = batch.text("description").alias("description")
     if step.kind in ("start", "end"):

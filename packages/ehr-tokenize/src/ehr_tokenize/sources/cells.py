@@ -7,20 +7,22 @@ What can be taken in one way only is taken so, and counted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
 from ehr_core.errors import DataError
 
 from ehr_tokenize.sources.settings import TablesConfig
-from ehr_tokenize.sources.times import check_zone, day_and_time, holdable, on_the_wall, parse_times
+from ehr_tokenize.sources.times import check_zone, day_and_time, holdable, offset_name, on_the_wall, parse_times
 
 EXACT = 2**53
 """Whole numbers beyond it are not all held by a float."""
 LARGEST = 3.4028234663852886e38
 """What a numeric value of MEDS, a float32, holds."""
+SUMMER = 60
+"""Minutes by which the offsets of one zone differ."""
 REMEDY = "; mend it, or name what stands for nothing in source.empty"
 
 
@@ -43,6 +45,18 @@ def reading_of(settings: TablesConfig) -> Reading:
     """A new one, as the settings of a source say. Raises ConfigError for a zone that does not exist."""
     check_zone(settings.time_zone)
     return Reading(frozenset(word.strip().lower() for word in settings.empty), settings.time_zone)
+
+
+def check_clocks(readings: Mapping[str, Reading]) -> None:
+    """Raise DataError when times were written on clocks that no single zone has: dates have none, and a record needs
+    one. With a zone in the settings all of them are read off its clock."""
+    owner = {offset: name for name, reading in readings.items() if not reading.zone for offset in reading.offsets}
+    if owner and max(owner) - min(owner) > SUMMER:
+        ends = " to ".join(f"{offset_name(offset)} ({owner[offset]})" for offset in (min(owner), max(owner)))
+        raise DataError(
+            f"times are written in zones from {ends}, and dates have none; "
+            "say on which clock these records are with source.time_zone=America/New_York, or whatever it is"
+        )
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,10 @@ class Batch:
     def time(self, name: str) -> pl.Series:
         """Microseconds on the record's clock; see `times`. A date is its midnight. DataError for what is neither."""
         return self._once("time", name, self._time)
+
+    def quietly(self) -> Batch:
+        """The same rows, of which nothing is counted: another step counts them."""
+        return replace(self, reading=Reading(self.reading.empty, self.reading.zone), _known={})
 
     def when(self, stem: str) -> pl.DataFrame:
         """``time`` and ``day`` of the columns ``STEM_date`` and ``STEM_datetime``: see `day_and_time`."""

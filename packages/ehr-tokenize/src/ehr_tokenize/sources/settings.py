@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ehr_core import MISSING
 
-EMPTY = (
+EMPTY: tuple[str, ...] = (
     "null",
     "(null)",
     "<null>",

@@ -7,10 +7,10 @@ written, or, with a setting, the clock of one zone; naive times are on that cloc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from datetime import datetime
 
 import polars as pl
-from ehr_core.errors import ConfigError, DataError
+from ehr_core.errors import ConfigError
 
 FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%d %H:%M")
 COMPACT = r"^(\d{4})(\d{2})(\d{2})( |$)"
@@ -22,8 +22,6 @@ MOST_OFFSET = 14 * 60
 """Minutes that the clock of a zone is away from UTC at most."""
 FIRST, LAST = pl.datetime(1, 1, 1), pl.datetime(9999, 12, 31, 23, 59, 59, 999999)
 """What the libraries of all who read a dataset can hold."""
-SUMMER = 60
-"""Minutes by which the offsets of one zone differ."""
 DAY = pl.duration(days=1)
 SHIFT = pl.duration(hours=14)
 
@@ -111,17 +109,6 @@ def on_the_wall(time: pl.Series, zone: str = "") -> tuple[pl.Series, Counter[int
     return time.dt.replace_time_zone(None), Counter(dict(counts.rows()))
 
 
-def check_offsets(tables: Mapping[str, Counter[int]]) -> None:
-    """Raise DataError when times of a dataset were written on clocks that no single zone has: a record needs one."""
-    owner = {offset: name for name, offsets in tables.items() for offset in offsets}
-    if owner and max(owner) - min(owner) > SUMMER:
-        ends = " to ".join(f"{offset_name(offset)} ({owner[offset]})" for offset in (min(owner), max(owner)))
-        raise DataError(
-            f"times are written in zones from {ends}, and dates have none; "
-            "say on which clock these records are with source.time_zone=America/New_York, or whatever it is"
-        )
-
-
 def offset_name(minutes: int) -> str:
     """As ``-05:00``."""
     return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}"
@@ -132,6 +119,11 @@ def placeholder(time: pl.Expr) -> pl.Expr:
     day = time.dt.date()
     known = (day == pl.date(1900, 1, 1)) | (day == pl.date(1970, 1, 1))
     return known | ~time.dt.year().is_between(1850, 2300)
+
+
+def is_placeholder(time: datetime) -> bool:
+    """As `placeholder`, of one time."""
+    return (time.year, time.month, time.day) in ((1900, 1, 1), (1970, 1, 1)) or not 1850 <= time.year <= 2300
 
 
 def day_and_time(date: pl.Series, time: pl.Series, treated: Counter[str]) -> pl.DataFrame:

@@ -28,11 +28,11 @@ from ehr_core.progress import track
 from ehr_core.protocols import Executor
 from numpy.typing import ArrayLike
 
-from ehr_tokenize.sources.cells import Reading
+from ehr_tokenize.sources.cells import Reading, check_clocks
 from ehr_tokenize.sources.settings import TablesConfig
 from ehr_tokenize.sources.settling import settled
 from ehr_tokenize.sources.splits import shares_of, split_of
-from ehr_tokenize.sources.times import check_offsets, offset_name
+from ehr_tokenize.sources.times import offset_name
 
 Step = TypeVar("Step")
 MEDS_VERSION = "0.4.1"
@@ -193,12 +193,22 @@ def convert(
     """
     spools = list(track(executor.map(function, list(steps.values())), "read", len(steps), "tables"))
     by_name = dict(zip(steps, spools, strict=True))
-    check_offsets({name: spooled.reading.offsets for name, spooled in by_name.items()})
+    readings = {name: spooled.reading for name, spooled in by_name.items()}
+    check_clocks(readings)
     moved = _write_shards(plan, output, spools, executor)
-    left_out = {name: dict(s.reading.left_out) for name, s in by_name.items() if s.reading.left_out.total()}
-    treated = {name: s.reading.treated + _zones(s.reading) for name, s in by_name.items()} | {"times": moved}
-    write_treated(output, left_out, treated, mixed_units([s.units for s in spools]))
+    left_out, treated = left_and_treated(readings)
+    write_treated(output, left_out, {**treated, "times": moved}, mixed_units([s.units for s in spools]))
     return _gather_book(spools)
+
+
+Counts = Mapping[str, Mapping[str, int]]
+"""How often, by name of a step or list and by reason."""
+
+
+def left_and_treated(readings: Mapping[str, Reading]) -> tuple[Counts, Counts]:
+    """What `write_treated` takes, of readings by name."""
+    left_out = {name: dict(reading.left_out) for name, reading in readings.items() if reading.left_out.total()}
+    return left_out, {name: reading.treated + _zones(reading) for name, reading in readings.items()}
 
 
 def _zones(reading: Reading) -> Counter[str]:
@@ -219,9 +229,9 @@ def mixed_units(parts: Sequence[pl.DataFrame]) -> dict[str, dict[str, int]]:
 
 def write_treated(
     output: Path,
-    left_out: Mapping[str, Mapping[str, int]],
-    treated: Mapping[str, Mapping[str, int]],
-    units: Mapping[str, Mapping[str, int]],
+    left_out: Counts,
+    treated: Counts,
+    units: Counts,
 ) -> None:
     """Write and say what was left out and what was changed, and codes with several units. Counts of 0 are dropped."""
     folder = output / "metadata"
@@ -230,10 +240,12 @@ def write_treated(
     changed = {name: reasons for name, reasons in changed.items() if reasons}
     write_json(folder / "left_out.json", left_out)
     write_json(folder / "treated.json", {**changed, **({"units that differ": units} if units else {})})
-    for what, found in (("left out of", left_out), ("treated in", changed)):
-        for name, reasons in found.items():
-            said = ", ".join(f"{count:,} rows with {reason}" for reason, count in sorted(reasons.items()))
-            print(f"{what} {name}: {said}", file=sys.stderr)
+    for name, reasons in left_out.items():
+        said = ", ".join(f"{count:,} rows with {reason}" for reason, count in sorted(reasons.items()))
+        print(f"left out of {name}: {said}", file=sys.stderr)
+    for name, reasons in changed.items():
+        said = "; ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
+        print(f"treated in {name}: {said}", file=sys.stderr)
     if units:
         code, numbers = next(iter(units.items()))
         said = ", ".join(f"{number:,} in {unit or 'none'}" for unit, number in numbers.items())
