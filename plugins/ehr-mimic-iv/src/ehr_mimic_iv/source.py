@@ -25,6 +25,7 @@ from ehr_core.formats.meds import read_events, shards
 from ehr_core.plugin import SerialConfig
 from ehr_core.progress import track
 from ehr_core.protocols import Executor
+from ehr_tokenize.sources.settling import TO_DEATH, deaths_settled
 from ehr_tokenize.sources.splits import shares_of, split_of
 
 from ehr_mimic_iv import environment, tables
@@ -49,6 +50,10 @@ class Plan:
     subjects: pl.Series
     strangers: dict[str, int]
     """Table to rows of subjects that hosp/patients does not have."""
+    mend: dict[str, Check]
+    """Tables that reach the ETL with cells mended."""
+    mended: dict[str, dict[str, int]]
+    """Table to how many cells, by kind."""
 
 
 class MimicIv:
@@ -62,7 +67,10 @@ class MimicIv:
             raise ConfigError(f"source.shard_subjects is {settings.shard_subjects}; it must be at least 1")
         if settings.damaged not in ("refuse", "skip"):
             raise ConfigError(f"source.damaged is {settings.damaged!r}; allowed: refuse, skip")
+        if settings.time_zone:
+            raise ConfigError("source.time_zone is set, but the times of MIMIC-IV have no zone; leave it out")
         self.settings = settings
+        self.empty = tuple(word.strip().lower() for word in settings.empty)
         self.path = Path(settings.path)
 
     @functools.cached_property
@@ -83,15 +91,16 @@ class MimicIv:
     def provide(self, output: Path, executor: Executor) -> Path:
         """Fill ``output``. Raises DataError for a table that cannot be used, EhrError when the ETL fails."""
         plan = self._plan(executor)
-        _say(plan)
+        _say_left_out(plan)
         output.mkdir(parents=True, exist_ok=True)
         work = output / ".etl"
         shutil.rmtree(work, ignore_errors=True)
         self._prepare(work, plan)
         known = {*plan.files, *(name for path in plan.files.values() for name in tables.columns_of(path) or ())}
         made = run(self.etl, work, known)
-        self._take(made, output, plan)
+        self._take(made, output, plan, executor)
         shutil.rmtree(work)
+        _say_mended(plan)
         rows = sum(track(executor.map(_rows, [s.path for s in shards(output)]), "mimic_iv: check", unit="shards"))
         print(f"mimic_iv: {rows:,} events of {len(plan.subjects):,} subjects", file=sys.stderr)
         return output
@@ -106,12 +115,13 @@ class MimicIv:
         needs = needs_of(first)
         # One that is not used as it stands is looked at too: it may be damaged where its columns are named.
         jobs = {name: needs.get(name, Needs()) for name in files}
-        patients = tables.check(Check(files[PATIENTS], jobs.pop(PATIENTS)))
+        first_job = Check(files[PATIENTS], jobs.pop(PATIENTS), empty=self.empty)
+        patients = tables.check(first_job)
         if patients.faults or not patients.rows:
             raise DataError(f"{files[PATIENTS]}: {'; '.join(patients.faults) or 'has no row'}")
-        subjects = tables.subjects_of(files[PATIENTS])
-        checks = [Check(files[name], need, subjects) for name, need in jobs.items()]
-        done = track(executor.map(tables.check, checks), "mimic_iv: look through", len(checks), "tables")
+        subjects = tables.subjects_of(first_job)
+        checks = {name: Check(files[name], need, subjects, self.empty) for name, need in jobs.items()}
+        done = track(executor.map(tables.check, list(checks.values())), "mimic_iv: look through", len(checks), "tables")
         found = {PATIENTS: patients} | dict(zip(jobs, done, strict=True))
         self._refuse(files, found)
         usable = {name: f.columns for name, f in found.items() if f.rows and not f.faults}
@@ -125,7 +135,10 @@ class MimicIv:
                 f"nothing is left of {self.path}: {'; '.join(f'{n} ({w})' for n, w in left.tables.items())}"
             )
         used = {name: files[name] for name in tables_of(kept)}
-        return Plan(kept, left, used, subjects, {n: f.strangers for n, f in found.items() if n in used and f.strangers})
+        strangers = {n: f.strangers for n, f in found.items() if n in used and f.strangers}
+        changed = {n: f.mended for n, f in found.items() if n in used and f.mended}
+        mend = {n: job for n, job in ({PATIENTS: first_job} | checks).items() if n in changed}
+        return Plan(kept, left, used, subjects, strangers, mend, changed)
 
     def _refuse(self, files: Mapping[str, Path], found: Mapping[str, Found]) -> None:
         wrong = [f"{files[name]}: {'; '.join(f.faults)}" for name, f in found.items() if f.faults]
@@ -138,11 +151,14 @@ class MimicIv:
             raise DataError(f"{'; '.join(wrong)}; mend it, or leave such tables and rows out with source.damaged=skip")
 
     def _prepare(self, work: Path, plan: Plan) -> None:
-        """The folder that the ETL starts in: links to the tables, the specification, and the splits."""
-        for path in plan.files.values():
-            link = work / "raw" / path.relative_to(self.path)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path.absolute())
+        """The folder that the ETL starts in: links to tables or mended copies, the specification, and the splits."""
+        for name, path in plan.files.items():
+            place = work / "raw" / path.relative_to(self.path)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if name in plan.mend:
+                tables.write_mended(plan.mend[name], place.with_name(f"{plan.mend[name].table}.csv"))
+            else:
+                place.symlink_to(path.absolute())
         splits = {split: ids.to_list() for split, ids in self._splits(plan.subjects).items() if len(ids)}
         write_json(work / "splits.json", splits)
         options = {
@@ -161,12 +177,13 @@ class MimicIv:
 
     # -- after
 
-    def _take(self, made: Path, output: Path, plan: Plan) -> None:
+    def _take(self, made: Path, output: Path, plan: Plan, executor: Executor) -> None:
         """Move what the ETL made, and write down how."""
         for part in ("data", "metadata"):
             shutil.rmtree(output / part, ignore_errors=True)  # of an attempt that was killed
         (output / "metadata").mkdir()
         made_shards = sorted(path for split in SPLITS for path in (made / "data" / split).glob("*.parquet"))
+        plan.mended["deaths"] = {TO_DEATH: sum(executor.map(settle_deaths, made_shards))}
         if not made_shards:
             raise DataError(f"{self.path} gives no event; the ETL read {', '.join(sorted(plan.files))}")
         empty = pl.read_parquet(made_shards[0], n_rows=0)
@@ -190,6 +207,8 @@ class MimicIv:
         }
         write_json(output / "metadata" / "dataset.json", facts)
         told = {"left_out": dataclasses.asdict(plan.left), "rows_of_unknown_subjects": plan.strangers}
+        plan.mended = {name: kinds for name, kinds in plan.mended.items() if any(kinds.values())}
+        told |= {"mended": plan.mended}
         write_json(output / "metadata" / "mimic_iv.json", told | {"tables": sorted(plan.files), "versions": versions})
 
 
@@ -198,7 +217,22 @@ def _rows(path: Path) -> int:
     return len(read_events(path))
 
 
-def _say(plan: Plan) -> None:
+def settle_deaths(path: Path) -> int:
+    """Move deaths of a shard that are known by date (``dod``) to the end of their day; returns how many moved."""
+    events, number = deaths_settled(pl.read_parquet(path))
+    if number:
+        events.write_parquet(path)
+    return number
+
+
+def _say_mended(plan: Plan) -> None:
+    """What was changed, on stderr."""
+    cells = [f"{name}, {kind}: {count:,}" for name, kinds in plan.mended.items() for kind, count in kinds.items()]
+    if cells:
+        print(f"mimic_iv: mended: {'; '.join(cells)}", file=sys.stderr)
+
+
+def _say_left_out(plan: Plan) -> None:
     """What is left out, on stderr."""
     left = plan.left
     parts = {

@@ -17,10 +17,10 @@ from pathlib import Path
 import polars as pl
 from ehr_core.errors import FormatError, NotApplicable
 
+from ehr_mimic_iv.mend import SUBJECT, mended
 from ehr_mimic_iv.spec import Needs
 
 PATIENTS = "hosp/patients"
-SUBJECT = "subject_id"
 FORMS = (".csv.gz", ".csv")
 
 
@@ -52,6 +52,13 @@ class Check:
     needs: Needs
     subjects: pl.Series | None = None
     """Ids that hosp/patients has."""
+    empty: tuple[str, ...] = ()
+    """Words for nothing, in lower case."""
+
+    @property
+    def table(self) -> str:
+        """Name of the table: that of the file."""
+        return self.path.name.split(".")[0]
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,8 @@ class Found:
     rows: int = 0
     strangers: int = 0
     """Rows of subjects that hosp/patients does not have."""
+    mended: dict[str, int] = field(default_factory=dict)
+    """Cells that are not what the ETL should read, by kind; see `mend`."""
     faults: list[str] = field(default_factory=list)
 
 
@@ -93,15 +102,25 @@ def check(job: Check) -> Found:
         columns = header(job.path)
         if job.needs.subjects and SUBJECT not in columns:
             return Found(columns, faults=[f"has no column {SUBJECT}"])
-        lines = pl.scan_csv(job.path, infer_schema_length=0)
+        lines, counts = mended(pl.scan_csv(job.path, infer_schema_length=0), job.table, columns, job.needs, job.empty)
         found = lines.select(_questions(job, columns)).collect(engine="streaming").row(0, named=True)
+        seen = pl.scan_csv(job.path, infer_schema_length=0).select(n.alias(kind) for kind, n in counts.items())
+        changed = seen.collect(engine="streaming").row(0, named=True) if counts else {}
     except (*UNREADABLE, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         return Found(faults=[f"cannot be read ({without_values(str(error))})"])
     rows = found["rows"]
     void = {name for name in job.needs.keys & columns if found[f"{name} has values"] == 0}
     wrong = {what: number for what, number in found.items() if what.startswith("column ") and number}
     faults = [f"{what} in {number:,} of {rows:,} rows" for what, number in wrong.items()]
-    return Found(columns - void, rows, found.get("strangers", 0), faults)
+    kinds = {kind: number for kind, number in changed.items() if number}
+    return Found(columns - void, rows, found.get("strangers", 0), kinds, faults)
+
+
+def write_mended(job: Check, path: Path) -> None:
+    """Write a table as the ETL should read it."""
+    columns = header(job.path)
+    lines, _ = mended(pl.scan_csv(job.path, infer_schema_length=0), job.table, columns, job.needs, job.empty)
+    lines.sink_csv(path)
 
 
 def _questions(job: Check, columns: frozenset[str]) -> list[pl.Expr]:
@@ -127,9 +146,10 @@ def _questions(job: Check, columns: frozenset[str]) -> list[pl.Expr]:
     return asked
 
 
-def subjects_of(path: Path) -> pl.Series:
+def subjects_of(job: Check) -> pl.Series:
     """The ids in hosp/patients, ascending, each once; rows without one are left to `check`."""
-    ids = pl.scan_csv(path, infer_schema_length=0).select(pl.col(SUBJECT).cast(pl.Int64, strict=False).drop_nulls())
+    lines, _ = mended(pl.scan_csv(job.path, infer_schema_length=0), job.table, header(job.path), job.needs, job.empty)
+    ids = lines.select(pl.col(SUBJECT).cast(pl.Int64, strict=False).drop_nulls())
     return ids.collect(engine="streaming")[SUBJECT].unique().sort()
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 
 import polars as pl
+from ehr_core.constants import MEDS_DEATH
 
 from ehr_tokenize.sources.times import placeholder
 
@@ -45,11 +46,22 @@ def settled(events: pl.DataFrame) -> tuple[pl.DataFrame, Counter[str]]:
     known = pl.concat([part.select(*VISIT, "day", "time") for part in (inside, dead)])
     events, counts[TO_LAST] = _moved(events, known, ends & pl.col("dated"), (*VISIT, "day"), time.max())
 
-    dying = (pl.col("role") == "deaths") & pl.col("dated")
+    events, counts[TO_DEATH] = _with_deaths(events, (pl.col("role") == "deaths") & pl.col("dated"))
+    return events, counts
+
+
+def deaths_settled(events: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """MEDS events, ordered, with deaths at midnight sharp moved to the last event of their day, and how many were."""
+    time = pl.col("time")
+    dying = (pl.col("code") == MEDS_DEATH) & (time == time.dt.truncate("1d"))
+    found, number = _with_deaths(events.with_columns(time.dt.date().alias("day")), dying)
+    return found.drop("day").sort("subject_id", "time", nulls_last=False, maintain_order=True), number
+
+
+def _with_deaths(events: pl.DataFrame, dying: pl.Expr) -> tuple[pl.DataFrame, int]:
     days = events.filter(dying).select("subject_id", "day").unique()
     known = events.join(days, on=["subject_id", "day"], how="semi")
-    events, counts[TO_DEATH] = _moved(events, known, dying, ("subject_id", "day"), time.max())
-    return events, counts
+    return _moved(events, known, dying, ("subject_id", "day"), pl.col("time").max())
 
 
 def _moved(
