@@ -1,6 +1,9 @@
 """Building blocks of sources: cells of files as numbers and times, and events spooled by shard and settled in time."""
 
+import json
+from collections import Counter
 from datetime import date, datetime
+from decimal import Decimal
 
 import numpy as np
 import polars as pl
@@ -8,11 +11,11 @@ import pytest
 from ehr_core.errors import ConfigError, DataError
 from ehr_core.plugin import SerialConfig
 from ehr_core.plugins import build
-from ehr_tokenize.sources import record_files, to_meds
+from ehr_tokenize.sources import record_files, settling, to_meds
 from ehr_tokenize.sources.cells import Batch, Reading, reading_of
 from ehr_tokenize.sources.record_files import batches, find_tables
 from ehr_tokenize.sources.settings import TablesConfig
-from ehr_tokenize.sources.times import parse_times
+from ehr_tokenize.sources.times import day_and_time, ends_before, parse_times
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,22 +97,82 @@ def test_iso_times_of_any_kind_in_one_column_survive(times):
     assert times_of(*text) == times
 
 
+NOTHING = ["", " ", "NULL", "null", "NA", "N/A", "NaN", "nan", "NaT", "None", "\\N", ".", "-", "?", "#N/A", "(null)"]
+
+
+@pytest.mark.parametrize("word", NOTHING)
+def test_a_word_for_nothing_is_an_empty_number_date_or_id_and_counted_but_a_text_as_it_is(word):
+    cells = batch([word, "7"])
+    assert cells.integer("c").to_list() == cells.integer("c").to_list() == [None, 7]
+    assert cells.number("c").to_list() == [None, 7.0]
+    assert cells.identifier("c").to_list() == [None, "7"]
+    assert cells.text("c").to_list() == [word.strip() or None, "7"]
+    assert batch([word, "2020-01-03"]).time("c").to_list() == [None, at(3)]
+    assert cells.reading.treated.total() == (1 if word.strip() else 0)
+
+
+def test_words_for_nothing_can_be_chosen():
+    chosen = reading_of(TablesConfig(empty=["unknown", "2020-02-31"]))
+    assert batch(["UNKNOWN", "7"], chosen).integer("c").to_list() == [None, 7]
+    assert batch(["2020-02-31", "20200103"], chosen).time("c").to_list() == [None, at(3)]
+    with pytest.raises(DataError, match=r"column 'c' is no whole number that is exact; mend it, or name"):
+        batch(["NULL"], chosen).integer("c")
+
+
+@pytest.mark.parametrize("text", ["00123", "NA", "NULL", "1.0E+05", "-", "007.50", "nan"])
+def test_a_code_stays_what_it_is(text):
+    assert batch([text]).text("c").to_list() == [text]
+
+
 def test_whole_numbers_are_read_from_text_floats_and_decimals():
-    for values in (["7", "8.0", ""], [7.0, 8.0, None], [7.0, 8.0, float("nan")], [7, 8, None]):
+    for values in (["7", "8.0", ""], [" 7 ", "+8", "NA"], [7.0, 8.0, None], [7.0, 8.0, float("nan")], [7, 8, None]):
         assert batch(values, strict=False).integer("c").to_list() == [7, 8, None]
     big = 2**62 + 1
     assert batch([str(big)]).integer("c").to_list() == [big]
     assert batch([1]).integer("missing").to_list() == [None]
-    for values in (["7", "x"], [7.0, 7.5]):
-        with pytest.raises(DataError, match=r"x.csv, row 6: column 'c' is no whole number"):
-            batch(values).integer("c")
+    assert batch([Decimal("7"), None]).integer("c").to_list() == [7, None]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["7", "x"],
+        ["7", "7.5"],
+        ["7", "1.0E+05"],
+        ["7", "1,000"],
+        ["7", str(2**63)],
+        [7.0, 7.5],
+        [7.0, float("inf")],
+        [7.0, 2.0**60],
+        pl.Series([7, 2**63], dtype=pl.UInt64),
+        [Decimal("7.0"), Decimal("7.5")],
+    ],
+)
+def test_what_is_no_whole_number_or_may_have_lost_digits_is_refused(values):
+    with pytest.raises(DataError, match=r"x.csv, row 6: column 'c' is no whole number"):
+        batch(values).integer("c")
 
 
 def test_numbers_are_finite_and_text_is_an_error_only_where_it_must_be_none():
-    assert batch(["1.5", "1e3", "inf", " "]).number("c").to_list() == [1.5, 1000.0, None, None]
+    cells = batch(["1.5", "1e5", "inf", " ", "1e39", "-7.", "NaN"])
+    assert cells.number("c").to_list() == [1.5, 100_000.0, None, None, None, -7.0, None]
+    assert cells.reading.treated == {
+        "c: infinite, or too large for a float32 (taken as missing)": 2,
+        "c: words for nothing (taken as empty)": 1,
+    }
+    assert batch([1.5, float("nan"), float("inf")]).number("c").to_list() == [1.5, None, None]
     assert batch(["1.5", "many"]).number("c", strict=False).to_list() == [1.5, None]
+
+
+@pytest.mark.parametrize("text", ["many", "1,5", "<0.1", "12 mg", "0x10", "1_000", "1.5.2", "TRUE"])
+def test_what_is_no_number_is_refused_and_never_another_one(text):
     with pytest.raises(DataError, match=r"row 6: column 'c' is no number"):
-        batch(["1.5", "many"]).number("c")
+        batch(["1.5", text]).number("c")
+
+
+def test_codes_that_pandas_has_made_floats_do_not_depend_on_their_neighbours():
+    assert batch([250.0, 401.9, None]).text("c").to_list() == ["250", "401.9", None]
+    assert batch([250.0]).text("c").to_list() == ["250"]
 
 
 def test_times_come_from_dates_zones_and_text_alike():
@@ -209,3 +272,100 @@ def test_shards_hold_whole_subjects_in_order(tmp_path):
         [(subject, day) for subject in range(1, 5) for day in (2, 9)],
         [(subject, day) for subject in (5, 6) for day in (2, 9)],
     ]
+
+
+@pytest.mark.parametrize(
+    ("date", "time", "found", "reason"),
+    [
+        (at(3), at(3, 9), (at(3, 9), None), None),
+        (at(3), None, (at(3), None), None),
+        (None, at(3, 9), (at(3, 9), None), None),
+        (at(3), at(4, 2), (at(4, 2), date(2020, 1, 3)), "up to a time zone apart"),
+        (at(3), at(2, 19), (at(2, 19), date(2020, 1, 3)), "up to a time zone apart"),
+        (at(3), datetime(1900, 1, 1, 10), (at(3), None), "contradict"),
+        (at(3), datetime(1970, 1, 1), (at(3), None), "contradict"),
+        (at(3), datetime(9999, 12, 31), (at(3), None), "contradict"),
+        (at(3), at(20, 9), (at(3), None), "contradict"),
+        (datetime(1900, 1, 1), at(3, 9), (at(3, 9), None), "placeholder"),
+        (datetime(1, 1, 1), at(3, 9), (at(3, 9), None), "placeholder"),
+        (datetime(9999, 12, 31), at(3, 9), (at(3, 9), None), "placeholder"),
+        (datetime(1900, 1, 1), datetime(1970, 1, 1), (datetime(1900, 1, 1), None), "contradict"),
+    ],
+)
+def test_a_date_and_a_time_of_one_row_say_one_thing_by_a_rule_that_is_counted(date, time, found, reason):
+    sides = (pl.Series([side, None], dtype=pl.Datetime("us")) for side in (date, time))
+    treated = Counter()
+    assert day_and_time(*sides, treated).rows() == [found, (None, None)]
+    assert [reason in name for name in treated] == ([True] if reason else [])
+
+
+def test_an_end_that_is_known_by_date_is_not_before_what_happened_on_that_day():
+    def before(start, end, start_day=None, end_day=None):
+        frames = [
+            pl.DataFrame({"time": [time], "day": [day]}, {"time": pl.Datetime("us"), "day": pl.Date})
+            for time, day in ((start, start_day), (end, end_day))
+        ]
+        return ends_before(*frames).to_list() == [True]
+
+    assert before(at(3, 9), at(3, 8))
+    assert before(at(3, 9), at(2))
+    assert before(at(3), at(2, 23))
+    assert not before(at(3, 9), at(3))
+    assert not before(at(3, 9), at(3, 9))
+    assert not before(at(3, 9), None)
+    assert before(at(3, 9), datetime(1900, 1, 1))
+    assert not before(at(3, 9), datetime(9999, 12, 31))
+    assert not before(at(4, 2), at(3), start_day=date(2020, 1, 3))
+
+
+def test_an_end_by_date_moves_to_the_last_event_of_its_visit_on_that_day_and_a_death_after_it(tmp_path):
+    steps = {
+        "starts": [(1, at(3), "IN", 10), (2, at(3, 8), "IN", 20), (3, at(3, 8), "IN", 30)],
+        "": [(1, at(5, 8), "LAB", 10), (1, at(5, 20), "OTHER", 11), (2, at(6, 1), "LAB", 20), (3, at(3, 9), "LAB", 30)],
+        "ends": [(1, at(5), "OUT", 10), (2, at(5), "OUT", 20), (3, at(3), "OUT", 30), (4, at(3), "OUT", None)],
+        "deaths": [(3, at(3), "DEATH", None), (2, at(5, 7), "DEATH", None)],
+    }
+    (rows,) = convert(tmp_path, steps)
+    assert [row[1:] for row in rows if row[0] == 1][1:3] == [(at(5, 8), "LAB"), (at(5, 8), "OUT")]
+    assert [row[1:] for row in rows if row[0] == 2][1:3] == [(at(5, 7), "OUT"), (at(5, 7), "DEATH")]
+    assert [row[1:] for row in rows if row[0] == 3][1:] == [(at(3, 9), "LAB"), (at(3, 9), "OUT"), (at(3, 9), "DEATH")]
+    assert rows[-1] == (4, at(3), "OUT")
+    assert treated(tmp_path)["times"] == {settling.TO_LAST: 3, settling.TO_DEATH: 1}
+
+
+def test_a_visit_has_one_start_and_one_end_and_a_placeholder_is_neither_while_there_is_another(tmp_path):
+    steps = {
+        "starts": [(1, at(3, 8), "IN", 10), (1, at(3, 8), "IN", 10), (1, datetime(1900, 1, 1), "IN", 10)],
+        "": [(1, at(3), "SAME DAY", 10)],
+        "ends": [(1, at(5, 9), "OUT", 10), (1, datetime(9999, 12, 31), "OUT", 10), (1, at(6, 9), "OUT", 10)],
+    }
+    steps["ends"] += [(2, at(5, 9), "OUT", None), (2, at(5, 9), "OUT", None), (2, datetime(9999, 12, 31), "OUT", 20)]
+    (rows,) = convert(tmp_path, steps)
+    assert rows == [
+        (1, at(3, 8), "IN"),
+        (1, at(3, 8), "SAME DAY"),
+        (1, at(6, 9), "OUT"),
+        (2, at(5, 9), "OUT"),
+        (2, at(5, 9), "OUT"),
+        (2, datetime(9999, 12, 31), "OUT"),
+    ]
+    assert treated(tmp_path)["times"] == {settling.REPEATED: 4, settling.TO_START: 1}
+
+
+def test_units_that_differ_within_a_code_are_counted_and_said(tmp_path, capsys):
+    plan = to_meds.plan(np.array([1]), TablesConfig())
+    rows = {"code": ["A", "A", "A", "B", "C"], "unit": ["g/dL", "g/L", None, "mg", "x"]}
+    part = pl.DataFrame(rows | {"numeric_value": [1.0, 2.0, 3.0, 4.0, None]}).with_columns(
+        pl.lit(1).alias("subject_id"), pl.lit(at(3)).alias("time")
+    )
+
+    def function(number):
+        return to_meds.spool(plan, tmp_path / f"{number}.arrow", [part], Reading())
+
+    to_meds.convert(plan, tmp_path / "out", {"one": 1, "two": 2}, function, build("executor", SerialConfig()))
+    assert treated(tmp_path) == {"units that differ": {"A": {"": 2, "g/L": 2, "g/dL": 2}}}
+    assert "units differ within 1 codes, as A: 2 in none, 2 in g/L, 2 in g/dL" in capsys.readouterr().err
+
+
+def treated(tmp_path):
+    return json.loads((tmp_path / "out" / "metadata" / "treated.json").read_text())

@@ -34,10 +34,9 @@ def settled(events: pl.DataFrame) -> tuple[pl.DataFrame, Counter[str]]:
     dated = (time == time.dt.truncate("1d")) & (pl.col("day").is_null() | (pl.col("day") == time.dt.date()))
     events = single.with_columns(dated.fill_null(False).alias("dated"), pl.coalesce("day", time.dt.date()).alias("day"))
 
-    starts = events.filter((pl.col("role") == "starts") & pl.col("visit").is_not_null())
-    events, counts[TO_START] = _moved(events, starts, pl.col("dated"), (*VISIT, "day"), time.min())
-
     ends = (pl.col("role") == "ends") & pl.col("visit").is_not_null()
+    starts = events.filter((pl.col("role") == "starts") & pl.col("visit").is_not_null())
+    events, counts[TO_START] = _moved(events, starts, pl.col("dated") & ~ends, (*VISIT, "day"), time.min())
     closing = events.filter(ends & pl.col("dated")).select(*VISIT, "day").unique()
     dead = closing.join(
         events.filter((pl.col("role") == "deaths") & ~pl.col("dated")).drop("visit"), on=["subject_id", "day"]
