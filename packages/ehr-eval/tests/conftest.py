@@ -139,6 +139,7 @@ class TokenizeConfig:
 def tokenize(settings):
     Path(settings.output).mkdir()
     (Path(settings.output) / "made.txt").write_text(f"{Path(settings.source.path).name} {Path(settings.fitted).name}")
+    write_manifest(Path(settings.output), Manifest("token-store", 1, [], {}))
 
 
 @dataclass

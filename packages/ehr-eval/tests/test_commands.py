@@ -259,6 +259,22 @@ def test_benchmark_does_all_of_it_for_several_tasks(parts, tiny, labels, tmp_pat
     assert (tmp_path / "out/predictions/readmission_30d/logistic/predictions.parquet").is_file()
 
 
+def test_the_report_says_what_was_odd_in_the_records(parts, tiny, labels, tmp_path, events):
+    path = tiny / "data" / "held_out" / "0.parquet"
+    subject = pl.read_parquet(path)["subject_id"].max()
+    pl.concat([pl.read_parquet(path), events([(subject, 400_000, "LATER"), (subject, 1, "EARLIER")])]).write_parquet(
+        path
+    )
+    settings = BenchmarkConfig(source=parts.source(path=str(tiny)), labels=str(labels / "readmission_30d"))
+    settings.output, settings.num_bootstrap = str(tmp_path / "out"), 5
+    benchmark(settings)
+    manifest = read_manifest(tmp_path / "out/predictions/readmission_30d/logistic", "predictions", 1)
+    assert manifest.content["treated"] == {"future": 1, "shards_sorted": 1}
+    page = (tmp_path / "out/report.html").read_text()
+    assert "records: 1 events later than `source.latest`" in page
+    assert "records: 1 shards whose rows were not in order" in page
+
+
 def test_command_lines_compose_as_documented(parts):
     composed = config.compose(
         "predict", ["source.path=X", "labels=L", "predictors=[logistic,steady]", "task=readmission_30d", "seed=7"]

@@ -4,6 +4,7 @@ import contextlib
 import io
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pyarrow as pa
 from ehr_core import config, plugins
 from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
-from ehr_core.formats.folder import Manifest, check_free, new_folder, write_json, write_manifest
+from ehr_core.formats import tokens
+from ehr_core.formats.folder import Manifest, check_free, new_folder, read_manifest, write_json, write_manifest
 from ehr_core.formats.labels import Labels, label_table, read_labels
 from ehr_core.formats.meds import read_events, shards, subject_splits
 from ehr_core.formats.predictions import FILE, Predictions, prediction_table, read_predictions, write_predictions
@@ -100,16 +102,20 @@ def apply_fitted(
             wanted = [split for split in found.splits if split in splits and len(found.tables[split])]
             if not wanted:
                 raise DataError(f"{labels} has no sample in the splits {', '.join(splits)}")
+            odd: Counter[str] = Counter()
             if opened.kind == "baseline":
-                predictions = _apply_baseline(opened, histories or Histories(meds, found), wanted)
+                histories = histories or Histories(meds, found)
+                predictions = _apply_baseline(opened, histories, wanted)
+                odd = sum((histories.of(split).treated for split in wanted), odd)
             else:
+                odd = _treated(store, wanted)
                 job = PredictJob(
                     fitted=fitted, labels=labels, splits=tuple(wanted), meds=meds, store=store, run=run, seed=seed
                 )
                 predictions = plugins.build("predictor", opened.part).predict(job)
             tables = [_table(opened, found.tables[split], split, predictions) for split in wanted]
             write_predictions(target / FILE, tables)
-            write_manifest(target, _manifest(opened, found, labels, wanted, meds, seed))
+            write_manifest(target, _manifest(opened, found, labels, wanted, meds, seed, odd))
     except NotApplicable as reason:
         with new_folder(output) as target:
             write_json(target / NOT_APPLICABLE, {"reason": str(reason)})
@@ -228,7 +234,21 @@ def _bounded(prediction: np.ndarray, question: Question) -> np.ndarray:
     return prediction.clip(0.0, 1.0) if question.kind in (BINARY, MULTICLASS, MULTILABEL) else prediction
 
 
-def _manifest(fitted: Fitted, labels: Labels, folder: Path, splits: Sequence[str], meds: Path, seed: int) -> Manifest:
+def _treated(store: Path | None, splits: Sequence[str]) -> Counter[str]:
+    """What was odd in the records of a token store."""
+    found = read_manifest(store, tokens.FORMAT, tokens.VERSION).content.get("treated", {}) if store is not None else {}
+    return sum((Counter(found[split]) for split in splits if split in found), Counter())
+
+
+def _manifest(
+    fitted: Fitted,
+    labels: Labels,
+    folder: Path,
+    splits: Sequence[str],
+    meds: Path,
+    seed: int,
+    odd: Mapping[str, int],
+) -> Manifest:
     kind, question = fitted.kind, fitted.asked()
     made_by = {f"ehr-eval=={__version__}", plugins.registry().version(kind, fitted.part.name)}
     assert fitted.manifest is not None, "one that was fitted has a manifest"
@@ -243,6 +263,7 @@ def _manifest(fitted: Fitted, labels: Labels, folder: Path, splits: Sequence[str
         "question": {"kind": question.kind, "names": list(question.names)},
         "dataset": dataset_name(meds),
         "splits": {split: labels.counts(split) for split in labels.splits},
+        "treated": {name: count for name, count in sorted(odd.items()) if count},
     }
     settings = {"predictor": config.to_plain(fitted.part), "seed": seed, "splits": list(splits)}
     return Manifest(FORMAT, VERSION, sorted(made_by), settings, inputs, content)

@@ -6,6 +6,7 @@ shard; memory is bounded by ``ROWS`` joined events at a time and by the result.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from ehr_core.constants import DATA, MEDS_BIRTH
 from ehr_core.errors import DataError, FormatError
 from ehr_core.formats.folder import read_json, write_json
 from ehr_core.formats.labels import KEY, Labels
-from ehr_core.formats.meds import read_events, shards, subjects_of
+from ehr_core.formats.meds import read_treated, shards, subjects_of
 from ehr_core.progress import track
 
 from ehr_eval.settings import FeaturesConfig
@@ -41,6 +42,8 @@ class History:
     """``row`` uint32, ``code``, ``count``, ``timed`` (events with a time), and the VALUES (null: no number)."""
     age_N: np.ndarray
     """float32; NaN when birth is unknown or after the prediction time."""
+    treated: Counter[str] = dataclasses.field(default_factory=Counter)
+    """What was odd in the records, by the names of `ehr_core.formats.meds.TREATED`."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,11 @@ def read_history(meds: Path, split: str, samples: pl.DataFrame) -> History:
     tables: list[pl.DataFrame] = []
     ages: list[pl.DataFrame] = []
     known = 0
+    odd: Counter[str] = Counter()
     found = [shard for shard in shards(meds) if shard.split == split] if len(rows) else []
     for shard in track(found, f"features {split}", len(found), "shards"):
-        events = read_events(shard)
+        events, treated = read_treated(shard)
+        odd.update(treated)
         there = rows.filter(rows["subject_id"].is_in(subjects_of(shard)))
         known += len(there)
         if len(there):
@@ -118,7 +123,7 @@ def read_history(meds: Path, split: str, samples: pl.DataFrame) -> History:
     age_N = np.full(len(rows), np.nan, np.float32)
     for part in ages:
         age_N[part["row"].to_numpy()] = part["age"].to_numpy()
-    return History(pl.concat(tables) if tables else _summarize(NO_EVENTS, rows), age_N)
+    return History(pl.concat(tables) if tables else _summarize(NO_EVENTS, rows), age_N, odd)
 
 
 def _bounded(events: pl.DataFrame, samples: pl.DataFrame) -> Iterator[pl.DataFrame]:

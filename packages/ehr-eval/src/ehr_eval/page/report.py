@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from ehr_core.constants import SPLITS
 from ehr_core.formats.folder import write_text
+from ehr_core.formats.meds import TREATED
 from ehr_core.formats.run import Run
 from ehr_core.outcomes import BINARY, Sample
 
@@ -79,7 +81,7 @@ def write_report(
     found, founds = read_scores(scores), find(predictions)
     path = output if output.suffix == ".html" else output / FILE
     title = title or _title(founds)
-    body = [_head(title, found), _notes([*notes, *_reasons(founds)])]
+    body = [_head(title, found), _notes([*notes, *_reasons(founds), *_treated(founds)])]
     # One colour a predictor on the whole page, also where another could not answer.
     colours = {name: place for place, name in enumerate(sorted({found.predictor for found in founds}))}
     colours[CEILING] = NEUTRAL
@@ -120,6 +122,14 @@ def _head(title: str, scores: Scores) -> str:
 
 def _reasons(founds: list[Found]) -> list[str]:
     return [f"{f.task}, {f.predictor}: not applicable: {f.reason}" for f in founds if f.reason is not None]
+
+
+def _treated(founds: list[Found]) -> list[str]:
+    """What was odd in the records that were predicted: the most that any predictor met."""
+    odd: Counter[str] = Counter()
+    for found in founds:
+        odd |= Counter(found.content.get("treated", {}))
+    return [f"records: {count:,} {TREATED.get(name, name)}" for name, count in sorted(odd.items())]
 
 
 def _notes(notes: list[str]) -> str:
