@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from ehr_core import config
 from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
-from ehr_core.formats.folder import read_manifest
+from ehr_core.formats.folder import Manifest, read_manifest, write_manifest
 from ehr_core.formats.labels import read_labels
 from ehr_eval.benchmarking import benchmark
 from ehr_eval.evaluation import evaluate
@@ -169,6 +169,7 @@ def test_a_dataset_is_tokenized_with_the_runs_tokenizer_when_no_store_is_given(a
     given = tmp_path / "given"
     given.mkdir()
     (given / "made.txt").write_text("given")
+    write_manifest(given, Manifest("token-store", 1, [], {}))
     output = str(tmp_path / "other")
     predict(asking(predictors={"hungry": parts.hungry()}, run=str(run), store=str(given), output=output))
     assert (tmp_path / "other/fitted/in_hospital_mortality/hungry/store.txt").read_text() == "given"
