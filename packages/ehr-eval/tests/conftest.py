@@ -77,6 +77,7 @@ class PredictorConfig:
     name: str = "steady"
     answer: float = 0.5
     lose_rows: bool = False
+    no_number: bool = False
     dies: bool = False
     resumes: bool = False
 
@@ -97,7 +98,7 @@ class Steady:
     def predict(self, job):
         labels = read_labels(job.labels)
         lost = int(self.settings.lose_rows)
-        answer = read_json(job.fitted / "answer.json")
+        answer = np.nan if self.settings.no_number else read_json(job.fitted / "answer.json")
         return {split: np.full(len(labels.tables[split]) - lost, answer) for split in job.splits}
 
     def tokenizer(self, fitted):

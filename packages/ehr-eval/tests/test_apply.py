@@ -88,7 +88,7 @@ def test_a_later_event_does_not_change_a_prediction(ask, dataset, elsewhere, tmp
 def test_records_of_another_vocabulary_are_refused(ask, dataset, elsewhere, tmp_path):
     events = pl.read_parquet(elsewhere / "data/held_out/0.parquet")
     other = dataset(tmp_path / "other", held_out=[events.with_columns(code="XX//" + pl.col("code"))])
-    with pytest.raises(FormatError, match="its codes belong to another vocabulary"):
+    with pytest.raises(FormatError, match="codes of these records belong to another vocabulary"):
         ask(other)
     assert not (tmp_path / "applied").exists()
 

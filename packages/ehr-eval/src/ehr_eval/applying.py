@@ -28,10 +28,10 @@ from ehr_core.stages import NOT_APPLICABLE
 
 from ehr_eval.__about__ import __version__
 from ehr_eval.datasets import dataset_name, output_folder, provided, to_predict
-from ehr_eval.features import FeatureSet, Histories, matrix
+from ehr_eval.features import FeatureSet, Histories, coverage, matrix
 from ehr_eval.fitted import ESTIMATOR, Fitted, open_fitted
+from ehr_eval.label_notes import noted, say_notes
 from ehr_eval.settings import ApplyConfig
-from ehr_eval.timing import say_times
 from ehr_eval.user_labels import as_question, read_user_labels, source_of, write_user_labels
 
 FORMAT, VERSION = "predictions", 1
@@ -55,7 +55,7 @@ def apply(settings: ApplyConfig) -> Predictions:
         tempfile.TemporaryDirectory(prefix="ehr-eval-") as scratch,
     ):
         labels = _asked_labels(settings, fitted, dataset.path)
-        say_times(dataset.path, labels)
+        say_notes(labels)
         (folder,) = write_user_labels({labels.name: labels}, Path(scratch) / "labels", dataset.digest).values()
         with token_store(source, tokenizer_of(fitted), settings.store) as store:
             if store is not None:
@@ -70,6 +70,7 @@ def apply(settings: ApplyConfig) -> Predictions:
                 run=run,
                 splits=settings.splits,
                 seed=settings.seed,
+                max_unknown=settings.max_unknown,
             )
     if (output / NOT_APPLICABLE).is_file():
         raise NotApplicable(open_fitted(output).reason or "")
@@ -87,11 +88,13 @@ def apply_fitted(
     splits: Sequence[str] = SPLITS,
     seed: int = 42,
     histories: Histories | None = None,
+    max_unknown: float | None = None,
 ) -> Path:
     """Predictions of a fitted folder for a labels folder in the one form, with or without outcomes; returns OUTPUT.
 
     OUTPUT gets ``predictions.parquet`` and a manifest; ``not_applicable.json`` with the reason where nothing could be
-    fitted, or this dataset cannot be answered.
+    fitted, this dataset cannot be answered, or a prediction is no number. With ``max_unknown``, FormatError is raised
+    where a larger share of what a baseline's features saw when they were fitted is missing.
     """
     opened = open_fitted(fitted)
     try:
@@ -101,25 +104,35 @@ def apply_fitted(
             found = as_question(read_labels(labels), opened.asked())
             wanted = [split for split in found.splits if split in splits and len(found.tables[split])]
             if not wanted:
-                raise DataError(f"{labels} has no sample in the splits {', '.join(splits)}")
-            odd: Counter[str] = Counter()
+                raise NotApplicable(f"there is no sample in the splits {', '.join(splits)}")
             if opened.kind == "baseline":
                 histories = histories or Histories(meds, found)
-                predictions = _apply_baseline(opened, histories, wanted)
-                odd = sum((histories.of(split).treated for split in wanted), odd)
+                predictions, notes = _apply_baseline(opened, histories, wanted, max_unknown)
+                odd = sum((histories.of(split).treated for split in wanted), Counter[str]())
             else:
                 odd = _treated(store, wanted)
                 job = PredictJob(
                     fitted=fitted, labels=labels, splits=tuple(wanted), meds=meds, store=store, run=run, seed=seed
                 )
+                notes = []
                 predictions = plugins.build("predictor", opened.part).predict(job)
             tables = [_table(opened, found.tables[split], split, predictions) for split in wanted]
-            write_predictions(target / FILE, tables)
-            write_manifest(target, _manifest(opened, found, labels, wanted, meds, seed, odd))
+            _write(target / FILE, tables)
+            notes = [*found.content.get("notes", ()), *notes]
+            facts = {"notes": notes, "treated": {name: count for name, count in sorted(odd.items()) if count}}
+            write_manifest(target, _manifest(opened, found, labels, wanted, meds, seed, facts))
     except NotApplicable as reason:
         with new_folder(output) as target:
             write_json(target / NOT_APPLICABLE, {"reason": str(reason)})
     return output
+
+
+def _write(path: Path, tables: Sequence[pa.Table]) -> None:
+    """Write predictions. Raises NotApplicable where they are no numbers, which no other predictor is to end for."""
+    try:
+        write_predictions(path, tables)
+    except DataError as error:
+        raise NotApplicable(f"its predictions cannot be: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def check_splits(splits: Sequence[str]) -> None:
@@ -161,8 +174,8 @@ def token_store(source: Any, tokenizer: Path | None, given: Path | str | None) -
 def _asked_labels(settings: ApplyConfig, fitted: Fitted, meds: Path) -> Labels:
     """The labels that were given, in the classes of what was fitted; else everyone at the last event."""
     if settings.labels is None:
-        return last_events(meds, fitted.task)
-    found = read_user_labels(Path(settings.labels), meds, fitted.asked().kind, fit=False)
+        return noted(meds, last_events(meds, fitted.task), fit=False)
+    found = read_user_labels(Path(settings.labels), meds, fitted.asked().kind, fit=False, splits=settings.splits)
     if len(found) > 1 and fitted.task not in found:
         raise ConfigError(
             f"labels has the tasks {', '.join(found)}; give the folder of one, as {fitted.task!r} was fitted"
@@ -201,20 +214,36 @@ def _check_run(fitted: Fitted, run: Path | str | None) -> None:
 # -- what is predicted
 
 
-def _apply_baseline(fitted: Fitted, histories: Histories, splits: Sequence[str]) -> dict[str, np.ndarray]:
+def _apply_baseline(
+    fitted: Fitted, histories: Histories, splits: Sequence[str], most: float | None
+) -> tuple[dict[str, np.ndarray], list[str]]:
     columns = FeatureSet.load(fitted.path)
     estimator = plugins.build("baseline", fitted.part)
     estimator.load(fitted.path / ESTIMATOR, fitted.asked())
-    if columns.counted and not any(_knows(histories, split, columns) for split in splits):
+    read = [histories.of(split) for split in splits]
+    notes = [] if most is None else _check_covered(fitted, columns, coverage(read, columns.counted), most)
+    predictions = zip(splits, (estimator.predict(matrix(history, columns)) for history in read), strict=True)
+    return dict(predictions), notes
+
+
+def _check_covered(fitted: Fitted, columns: FeatureSet, covered: float, most: float) -> list[str]:
+    """How much of the records the features see, in words. Raises FormatError where that is far less than when fitted.
+
+    Rare codes are no features anywhere, so what counts as unknown is what is missing of the share that was seen then.
+    """
+    if not columns.counted:
+        return []
+    said = (
+        f"the features of {fitted.predictor} see {covered:.1%} of the events before the prediction times, and saw "
+        f"{columns.covered:.1%} of those that they were fitted on"
+    )
+    if 1.0 - covered / columns.covered > most:
         raise FormatError(
-            f"{fitted.path} was fitted on {len(columns.counted)} codes, none of which any sample of this dataset has; "
-            "its codes belong to another vocabulary"
+            f"{fitted.path}: {said}; the codes of these records belong to another vocabulary. With max_unknown above "
+            f"{most:g} it is applied all the same"
         )
-    return {split: estimator.predict(matrix(histories.of(split), columns)) for split in splits}
-
-
-def _knows(histories: Histories, split: str, columns: FeatureSet) -> bool:
-    return bool(histories.of(split).table["code"].is_in(list(columns.counted)).any())
+    print(f"note: {said}", file=sys.stderr)
+    return [said]
 
 
 def _table(fitted: Fitted, samples: pa.Table, split: str, predictions: Mapping[str, np.ndarray]) -> pa.Table:
@@ -247,7 +276,7 @@ def _manifest(
     splits: Sequence[str],
     meds: Path,
     seed: int,
-    odd: Mapping[str, int],
+    facts: Mapping[str, Any],
 ) -> Manifest:
     kind, question = fitted.kind, fitted.asked()
     made_by = {f"ehr-eval=={__version__}", plugins.registry().version(kind, fitted.part.name)}
@@ -263,7 +292,7 @@ def _manifest(
         "question": {"kind": question.kind, "names": list(question.names)},
         "dataset": dataset_name(meds),
         "splits": {split: labels.counts(split) for split in labels.splits},
-        "treated": {name: count for name, count in sorted(odd.items()) if count},
+        **facts,
     }
     settings = {"predictor": config.to_plain(fitted.part), "seed": seed, "splits": list(splits)}
     return Manifest(FORMAT, VERSION, sorted(made_by), settings, inputs, content)

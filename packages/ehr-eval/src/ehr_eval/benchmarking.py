@@ -31,7 +31,7 @@ def benchmark(settings: BenchmarkConfig) -> Benchmark:
     if settings.split not in settings.splits:
         raise ConfigError(f"split={settings.split} is to be scored, and splits={','.join(settings.splits)} lacks it")
     settings.output = output = output_folder(settings.output)
-    done = predict(settings, lambda outcomes: choose_metrics(scoring.metric, outcomes))
+    done = predict(settings, lambda outcomes: choose_metrics(scoring.metric, outcomes), scored=settings.split)
     notes = reasons_without_labels(Path(settings.labels))
     notes += [f"{task}, {name}: not applicable: {reason}" for (task, name), reason in done.reasons.items()]
     scores = evaluate_predictions(output / "predictions", scoring, output)

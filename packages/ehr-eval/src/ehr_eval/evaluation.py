@@ -88,6 +88,8 @@ def evaluate_predictions(predictions: Path, settings: ScoringConfig, output: Pat
     groups = {task: list(members) for task, members in itertools.groupby(founds, key=lambda found: found.task)}
     outcomes = {task: members[0].question.kind for task, members in groups.items()}
     chosen = choose_metrics(settings.metric, outcomes) if groups else {}
+    if groups and not any(len(found.predictions.of(settings.split)) for found in founds):
+        raise DataError(f"{predictions} has no prediction of the split {settings.split!r}; choose one with split=NAME")
     scores: list[dict[str, Any]] = []
     differences: list[dict[str, Any]] = []
     ceilings: list[dict[str, Any]] = []

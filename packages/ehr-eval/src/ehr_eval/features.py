@@ -56,6 +56,8 @@ class FeatureSet:
     """Codes with all four values."""
     constant: tuple[str, ...]
     """Codes that are static and have a number: one value says it all."""
+    covered: float = 1.0
+    """Share of the visible events of the train samples that have one of these codes."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -72,8 +74,9 @@ class FeatureSet:
         """Read ``features.json``."""
         found = read_json(folder / FILE)
         try:
-            return cls(**{field.name: tuple(found[field.name]) for field in dataclasses.fields(cls)})
-        except (TypeError, KeyError) as error:
+            names = (field.name for field in dataclasses.fields(cls) if field.name != "covered")
+            return cls(**{name: tuple(found[name]) for name in names}, covered=float(found.get("covered", 1.0)))
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise FormatError(f"{folder / FILE} is no set of features: {error}") from error
 
 
@@ -183,7 +186,16 @@ def choose(train: History, settings: FeaturesConfig) -> FeatureSet:
     numeric = codes.filter(pl.col("numbers") >= settings.min_count)
     measured = numeric.filter(pl.col("timed") > 0)["code"].to_list()
     constant = numeric.filter(pl.col("timed") == 0)["code"].to_list()
-    return FeatureSet(tuple(codes["code"].to_list()), tuple(measured), tuple(constant))
+    counted = tuple(codes["code"].to_list())
+    return FeatureSet(counted, tuple(measured), tuple(constant), coverage([train], counted))
+
+
+def coverage(histories: Sequence[History], codes: Sequence[str]) -> float:
+    """Share of the visible events of all samples that have one of these codes; 0 where nothing is visible."""
+    tables = [history.table.select("count", known=pl.col("code").is_in(list(codes))) for history in histories]
+    whole = pl.concat(tables)
+    total, known = int(whole["count"].sum()), int(whole.filter("known")["count"].sum())
+    return known / total if total else 0.0
 
 
 def matrix(history: History, features: FeatureSet) -> np.ndarray:

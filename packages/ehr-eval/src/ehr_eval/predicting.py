@@ -6,7 +6,7 @@ OUTPUT/predictions/<task>/<predictor>/predictions.parquet
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from ehr_eval.datasets import Dataset, output_folder, provided
 from ehr_eval.features import Histories
 from ehr_eval.fitted import Fitted, open_fitted
 from ehr_eval.fitting import fit_predictor
+from ehr_eval.label_notes import say_notes
 from ehr_eval.labelling import reasons_in, task_codes
 from ehr_eval.parts import choose_predictors, kind_of, needs_run
 from ehr_eval.settings import FitConfig, PredictConfig
-from ehr_eval.timing import say_times
 from ehr_eval.user_labels import label_folders, read_user_labels, write_user_labels
 
 
@@ -84,13 +84,18 @@ def fit(settings: FitConfig) -> list[Fitted]:
         return [open_fitted(ready.fitted(task, name)) for task, name, _ in ready.jobs()]
 
 
-def predict(settings: PredictConfig, check: Callable[[Mapping[str, str]], object] | None = None) -> Predicted:
+def predict(
+    settings: PredictConfig,
+    check: Callable[[Mapping[str, str]], object] | None = None,
+    scored: str | None = None,
+) -> Predicted:
     """As `fit`, and OUTPUT/predictions/<task>/<predictor>/ for the splits of ``settings``.
 
-    ``check`` gets the kind of outcome of each task before any work, and may raise.
+    ``check`` gets the kind of outcome of each task before any work, and may raise; labels without a sample of the
+    split that is to be ``scored`` are refused as well.
     """
     check_splits(settings.splits)
-    with prepared(settings, check) as ready:
+    with prepared(settings, check, [scored] if scored else settings.splits) as ready:
         for task, name, _ in ready.jobs():
             check_free(ready.fitted(task, name))
             check_free(ready.predictions(task, name))
@@ -117,7 +122,11 @@ def predict(settings: PredictConfig, check: Callable[[Mapping[str, str]], object
 
 
 @contextlib.contextmanager
-def prepared(settings: FitConfig, check: Callable[[Mapping[str, str]], object] | None = None) -> Iterator[Prepared]:
+def prepared(
+    settings: FitConfig,
+    check: Callable[[Mapping[str, str]], object] | None = None,
+    splits: Sequence[str] = (),
+) -> Iterator[Prepared]:
     """Check everything, provide the dataset, write the labels in the one form, and tokenize where that is needed."""
     parts = settings.predictors
     for name, part in parts.items():
@@ -128,9 +137,9 @@ def prepared(settings: FitConfig, check: Callable[[Mapping[str, str]], object] |
     output = output_folder(settings.output)
     learns = not parts or any(kind_of(part) == "baseline" for part in parts.values())
     with provided(settings.source) as dataset:
-        labels = read_user_labels(Path(settings.labels), dataset.path, settings.kind, fit=learns)
+        labels = read_user_labels(Path(settings.labels), dataset.path, settings.kind, fit=learns, splits=splits)
         for found in labels.values():
-            say_times(dataset.path, found)
+            say_notes(found)
         outcomes = {name: found.asked().kind for name, found in labels.items()}
         if check is not None:
             check(outcomes)

@@ -238,7 +238,8 @@ class ApplyConfig:
     splits: list[str] = field(default_factory=lambda: ["train", "tuning", "held_out"])
     """Splits to predict."""
     max_unknown: float = 0.5
-    """Records of which a larger share of events is unknown to a model are refused."""
+    """Records are refused of which a larger share of events is unknown to a model, or is missing of what the features
+    of a baseline saw when they were fitted."""
     output: Path | None = None
     """Folder for predictions.parquet. None: outputs/DATE/TIME."""
     seed: int = 42

@@ -1,6 +1,6 @@
 """Labels as users have them: found in any layout, checked against the dataset, and written in the one form."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from ehr_core.formats.meds import shards, subject_splits
 from ehr_core.outcomes import BINARY, MULTICLASS, MULTILABEL, SURVIVAL, Question
 
 from ehr_eval.__about__ import __version__
+from ehr_eval.label_notes import noted
 from ehr_eval.labelling import reasons_in
 
 
@@ -34,15 +35,19 @@ def label_folders(path: Path) -> list[Path]:
     return found
 
 
-def read_user_labels(path: Path, meds: Path, kind: str | None = None, fit: bool = True) -> dict[str, Labels]:
-    """Task name to labels, of one task or of a folder of tasks, every check done.
+def read_user_labels(
+    path: Path, meds: Path, kind: str | None = None, fit: bool = True, splits: Sequence[str] = ()
+) -> dict[str, Labels]:
+    """Task name to labels, of one task or of a folder of tasks, every check done, with notes (`label_notes`).
 
     Types, nulls and rows that are there twice are checked as they are read; subjects against the dataset and its
-    splits; and where something is to be ``fit``, that the train split has something to learn. Raises FormatError for
-    files, DataError for rows.
+    splits; times against its events; where something is to be ``fit``, that the train split has something to learn;
+    and that there is a sample in one of ``splits``, where these are to be predicted. Raises FormatError for files,
+    DataError for rows.
     """
     split_of = subject_splits(shards(meds))
     result: dict[str, Labels] = {}
+    lacking: list[str] = []
     for folder in label_folders(path):
         labels = read_labels(folder, kind, split_of)
         if labels.name in result:
@@ -50,10 +55,15 @@ def read_user_labels(path: Path, meds: Path, kind: str | None = None, fit: bool 
         _check_subjects(labels, split_of, folder)
         if fit:
             labels.asked()
-            # What our own command asked of a small cohort may have no positive; the predictors say so, one by one.
-            if not (folder / MANIFEST).is_file():
-                _check_train(labels, folder)
-        result[labels.name] = labels
+        untaught, unasked = (nothing_to_learn(labels) if fit else None), nothing_to_predict(labels, splits)
+        # What our own command asked of a small cohort may be too little; the predictors say so, one by one.
+        if (reason := untaught or unasked) and not (folder / MANIFEST).is_file():
+            raise DataError(f"{folder}: {reason}")
+        if unasked is not None:
+            lacking.append(f"{folder}: {unasked}")
+        result[labels.name] = noted(meds, labels, fit)
+    if len(lacking) == len(result):
+        raise DataError("; ".join(lacking))
     return result
 
 
@@ -99,11 +109,14 @@ def _check_subjects(labels: Labels, split_of: Mapping[int, str], folder: Path) -
             )
 
 
-def _check_train(labels: Labels, folder: Path) -> None:
-    """Raise DataError when the train split has nothing to learn from."""
-    reason = nothing_to_learn(labels)
-    if reason is not None:
-        raise DataError(f"{folder}: {reason}")
+def nothing_to_predict(labels: Labels, splits: Sequence[str]) -> str | None:
+    """Why nothing can be predicted for these splits, or None when it can; without any, for all there are."""
+    there = [split for split in labels.splits if len(labels.tables[split])]
+    if not there:
+        return "there is no sample"
+    if splits and not set(splits) & set(there):
+        return f"there is no sample in the splits {', '.join(splits)}; there are some in {', '.join(there)}"
+    return None
 
 
 def nothing_to_learn(labels: Labels) -> str | None:

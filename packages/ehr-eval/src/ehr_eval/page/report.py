@@ -81,7 +81,7 @@ def write_report(
     found, founds = read_scores(scores), find(predictions)
     path = output if output.suffix == ".html" else output / FILE
     title = title or _title(founds)
-    body = [_head(title, found), _notes([*notes, *_reasons(founds), *_treated(founds)])]
+    body = [_head(title, found), _notes([*notes, *_noted(founds), *_treated(founds), *_reasons(founds)])]
     # One colour a predictor on the whole page, also where another could not answer.
     colours = {name: place for place, name in enumerate(sorted({found.predictor for found in founds}))}
     colours[CEILING] = NEUTRAL
@@ -130,6 +130,11 @@ def _treated(founds: list[Found]) -> list[str]:
     for found in founds:
         odd |= Counter(found.content.get("treated", {}))
     return [f"records: {count:,} {TREATED.get(name, name)}" for name, count in sorted(odd.items())]
+
+
+def _noted(founds: list[Found]) -> list[str]:
+    """What was noted of the labels and records that are predicted, each once."""
+    return list(dict.fromkeys(note for found in founds for note in found.content.get("notes", ())))
 
 
 def _notes(notes: list[str]) -> str:

@@ -158,11 +158,8 @@ def _add_labels(plan: Plan, meds: Stage | Given) -> None:
             )
             plan.labels[name] = stage
         return
-    folders = label_folders(Path(s.labels))
-    if isinstance(meds, Given):  # everything about them can be checked now
-        read_user_labels(Path(s.labels), meds.path, s.kind)
     splits = subject_splits(shards(meds.path)) if isinstance(meds, Given) else _Unwritten()
-    for folder in folders:
+    for folder in label_folders(Path(s.labels)):
         labels = read_labels(folder, s.kind, splits)
         plan.outcomes[labels.name] = labels.asked()
         given = {"labels": Given.of(folder), "meds": meds}
@@ -170,6 +167,9 @@ def _add_labels(plan: Plan, meds: Stage | Given) -> None:
         words = f"given, {_told(labels)}"
         stage = plan.graph.add(f"labels/{labels.name}", steps.take_labels, settings, given, words=words, whole=True)
         plan.labels[labels.name] = stage
+    if isinstance(meds, Given) and not all(stage.done for stage in plan.labels.values()):
+        scored = [s.evaluation.split] if s.predictors else []
+        read_user_labels(Path(s.labels), meds.path, s.kind, splits=scored)  # everything about them is checked now
 
 
 class _Unwritten(dict[int, str]):

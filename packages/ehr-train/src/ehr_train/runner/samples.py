@@ -11,7 +11,7 @@ from ehr_core.formats.run import Run
 from ehr_core.formats.tokens import TokenStore
 from ehr_eval.applying import last_events, token_store
 from ehr_eval.datasets import provided, to_predict
-from ehr_eval.timing import say_times
+from ehr_eval.label_notes import noted, say_notes
 from ehr_eval.user_labels import read_user_labels
 
 from ehr_train.runner.settings import SamplesConfig
@@ -29,7 +29,7 @@ def opened(run: Run, labels: Path | None, settings: SamplesConfig) -> Iterator[t
     whole = to_predict(settings.source)
     with provided(whole) as dataset:
         samples = _samples(labels, dataset.path)
-        say_times(dataset.path, samples)
+        say_notes(samples)
         tables = {split: table for split, table in samples.tables.items() if split in splits and len(table)}
         if not tables:
             raise DataError(f"there is no sample in the splits {', '.join(splits)}")
@@ -42,7 +42,7 @@ def opened(run: Run, labels: Path | None, settings: SamplesConfig) -> Iterator[t
 
 def _samples(labels: Path | None, meds: Path) -> Labels:
     if labels is None:
-        return last_events(meds, "now")
+        return noted(meds, last_events(meds, "now"), fit=False)
     found = read_user_labels(labels, meds, fit=False)
     if len(found) > 1:
         raise ConfigError(f"labels={labels} has the tasks {', '.join(found)}; give the folder of one")

@@ -52,11 +52,11 @@ class GivenLabels:
 
 def take_labels(output: Path, settings: GivenLabels, *, labels: Path, meds: Path) -> None:
     """OUTPUT/<task>: a user's labels, checked against the records and written in the one form."""
-    from ehr_eval.timing import say_times
+    from ehr_eval.label_notes import say_notes
     from ehr_eval.user_labels import read_user_labels, write_user_labels
 
     found = read_user_labels(labels, meds, settings.kind)
-    say_times(meds, found[settings.name])
+    say_notes(found[settings.name])
     write_user_labels(found, output)
 
 
