@@ -12,6 +12,7 @@ from ehr_core.formats import folder, tokens
 from ehr_core.formats.folder import Manifest
 from ehr_core.formats.tokens import NO_TIME, Prefix, TokenStore, TokenTable, prefix_tokens
 from ehr_core.formats.vocabulary import PAD, SPECIALS, UNK, Token, Vocabulary
+from ehr_core.testing.corruption import reseal
 
 DAY = 86_400_000_000
 
@@ -93,6 +94,9 @@ def test_a_truncated_shard_is_named(tmp_path, keep):
 def test_a_foreign_vocabulary_is_refused(tmp_path):
     store = write_store(tmp_path / "store")
     Vocabulary.build([Token("OTHER", "code")]).save(store)
+    with pytest.raises(FormatError, match=r"vocabulary\.json is damaged or another file"):
+        TokenStore(store)
+    reseal(store)
     with pytest.raises(FormatError, match=r"vocabulary\.json is not the one"):
         TokenStore(store)
 

@@ -143,5 +143,5 @@ def test_lengths_of_intervals_of_an_older_folder_are_in_the_state_of_its_tokeniz
 @pytest.mark.parametrize("content", ['{"1h": {"mean_seconds": 1}}', '{"1h": 3}', "[]"])
 def test_a_damaged_file_of_intervals_is_named(tmp_path, content):
     (tmp_path / "intervals.json").write_text(content)
-    with pytest.raises(FormatError, match=r"intervals.json does not say how long"):
+    with pytest.raises(FormatError, match=r"intervals\.json: \$"):
         Intervals.load(tmp_path)

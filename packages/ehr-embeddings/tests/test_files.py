@@ -8,6 +8,7 @@ from ehr_core.errors import ConfigError, DataError, EhrError, FormatError
 from ehr_core.formats.folder import Manifest
 from ehr_core.formats.vocabulary import Token, Vocabulary
 from ehr_core.protocols import EmbeddingTable
+from ehr_core.testing.corruption import reseal
 from ehr_embeddings.files import FileEmbedding, read_codes
 from ehr_embeddings.plugin import FileConfig
 from ehr_embeddings.vectors import coverage, read_vectors, write_vectors
@@ -197,8 +198,12 @@ def test_a_folder_whose_parts_do_not_fit_is_refused(tmp_path):
     table = EmbeddingTable(np.ones((len(vocabulary), 2), np.float32), ["x"] * len(vocabulary))
     write_vectors(tmp_path / "out", table, vocabulary, Manifest("code-vectors", 1, ["test==0"], {}))
     (tmp_path / "out" / "origin.json").write_text("[]")
+    with pytest.raises(FormatError, match=r"origin\.json is damaged or another file"):
+        read_vectors(tmp_path / "out")
+    reseal(tmp_path / "out")
     with pytest.raises(FormatError, match="differ in length"):
         read_vectors(tmp_path / "out")
     Vocabulary.build([]).save(tmp_path / "out")
+    reseal(tmp_path / "out")
     with pytest.raises(FormatError, match="not the one the vectors were made for"):
         read_vectors(tmp_path / "out")

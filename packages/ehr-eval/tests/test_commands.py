@@ -9,6 +9,7 @@ from ehr_core import config
 from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
 from ehr_core.formats.folder import Manifest, read_manifest, write_manifest
 from ehr_core.formats.labels import read_labels
+from ehr_core.testing.corruption import reseal
 from ehr_eval.benchmarking import benchmark
 from ehr_eval.evaluation import evaluate
 from ehr_eval.features import FeatureSet
@@ -132,7 +133,7 @@ def test_train_is_predicted_when_asked(asking, tmp_path):
 def test_a_predictor_that_cannot_answer_leaves_its_reason_and_the_others_go_on(asking, parts, tmp_path):
     predict(asking(predictors={"refusing": parts.refusing(), "steady": parts.steady(answer=0.25)}))
     reason = json.loads((tmp_path / "out/predictions/in_hospital_mortality/refusing/not_applicable.json").read_text())
-    assert reason == {"reason": "this cohort has no such code"}
+    assert reason["reason"] == "this cohort has no such code"
     table = pl.read_parquet(tmp_path / "out/predictions/in_hospital_mortality/steady/predictions.parquet")
     assert set(table["predicted_boolean_probability"]) == {0.25}
 
@@ -228,6 +229,7 @@ def test_the_ceiling_is_the_score_of_the_truth(asking, labels, parts, tmp_path):
         table = pl.read_parquet(path)
         truth = 0.2 + 0.5 * pl.col("boolean_value") - 0.1 * (pl.int_range(pl.len()) % 7)
         table.with_columns(true_probability=truth.clip(0, 1)).write_parquet(path)
+    reseal(path.parent)
     predict(asking(predictors={"logistic": LogisticConfig(), "steady": parts.steady()}))
     evaluate(EvaluateConfig(predictions=str(tmp_path / "out" / "predictions"), num_bootstrap=50, output=str(tmp_path)))
     found, scores = scores_of(tmp_path)
@@ -242,6 +244,7 @@ def test_predictors_with_different_rows_are_not_compared(asking, parts, tmp_path
     predict(asking(predictors={"steady": parts.steady(), "logistic": LogisticConfig()}))
     path = tmp_path / "out/predictions/in_hospital_mortality/steady/predictions.parquet"
     pl.read_parquet(path).filter(pl.int_range(pl.len()) % 2 == 0).write_parquet(path)
+    reseal(path.parent)
     with pytest.raises(DataError, match="predictors can only be compared on the same rows"):
         evaluate(EvaluateConfig(predictions=str(tmp_path / "out" / "predictions"), output=str(tmp_path)))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats import run as run_format
-from ehr_core.formats.folder import MANIFEST, read_json
+from ehr_core.formats.folder import MANIFEST, Manifest, read_json
 from ehr_core.formats.label_layout import label_files
 from ehr_core.formats.label_values import typed
 from ehr_core.formats.labels import KEY
@@ -36,7 +36,7 @@ class Model:
         self.path = Path(path)
         if not (self.path / MANIFEST).is_file():
             raise FormatError(f"{self.path} has no {MANIFEST}, so it is neither a run nor a fitted predictor")
-        self.format = str(read_json(self.path / MANIFEST).get("format"))
+        self.format = read_json(self.path / MANIFEST, Manifest).format
         if self.format not in (run_format.FORMAT, "fitted"):
             raise FormatError(f"{self.path} is a {self.format}; a run or a fitted predictor can be applied")
         inside = self.path if self.format == run_format.FORMAT else self.path / "run"

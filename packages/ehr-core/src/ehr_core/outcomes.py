@@ -67,6 +67,10 @@ class Question:
     names: tuple[str, ...] = ()
     """Classes or labels in order, K of them; empty for kinds that have none."""
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"the kind of outcome is {self.kind!r}; allowed: {', '.join(KINDS)}")
+
     @property
     def num_outputs(self) -> int:
         """K, or 1 for kinds without names."""

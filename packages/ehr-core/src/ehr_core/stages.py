@@ -32,7 +32,16 @@ from typing import Any
 from ehr_core.component import Component
 from ehr_core.config import to_plain
 from ehr_core.errors import EhrError, FormatError, NotApplicable
-from ehr_core.formats.folder import MANIFEST, digest_of, file_digest, file_digests, new_folder, read_json, write_json
+from ehr_core.formats.folder import (
+    MANIFEST,
+    digest_of,
+    file_digest,
+    file_digests,
+    new_folder,
+    read_json,
+    write_json,
+    write_sealed,
+)
 from ehr_core.plugins import KINDS, build, registry
 
 KEY = 12
@@ -208,7 +217,7 @@ class Stage:
         if not self.path.is_dir():
             return False
         if self._listing.is_file():
-            kept = read_json(self._listing)
+            kept = read_json(self._listing, dict[str, int])
             lost = [name for name, size in kept.items() if _size(self.path / name) != size]
             if lost:
                 raise FormatError(
@@ -230,8 +239,7 @@ class Stage:
     @property
     def reason(self) -> str | None:
         """Why there is no result, of a stage that is done and could not answer."""
-        path = self.path / NOT_APPLICABLE
-        return str(read_json(path)["reason"]) if path.is_file() else None
+        return read_reason(self.path)
 
     def make(self) -> None:
         """Call the function on the inputs' folders. A stage whose input has no result has none, for the same reason."""
@@ -261,7 +269,23 @@ class Stage:
 
     def _refuse(self, reason: str) -> None:
         with new_folder(self.path) as partial:
-            write_json(partial / NOT_APPLICABLE, {"reason": reason})
+            write_reason(partial, reason)
+
+
+def write_reason(folder: Path, reason: str) -> None:
+    """Say in a folder why there is nothing else in it."""
+    write_sealed(folder / NOT_APPLICABLE, {"reason": reason})
+
+
+def read_reason(folder: Path) -> str | None:
+    """Why there is nothing in a folder, where it says so."""
+    path = folder / NOT_APPLICABLE
+    return read_json(path, _Reason).reason if path.is_file() else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reason:
+    reason: str
 
 
 def _size(file: Path) -> int | None:

@@ -18,9 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ehr_core.config import to_plain
 from ehr_core.errors import FormatError
-from ehr_core.formats.folder import read_json, write_json
+from ehr_core.formats.folder import read_json, verify_below, write_json
 from ehr_core.formats.intervals import Intervals
-from ehr_core.formats.tokens import TOKENIZER, Prefix, TokenTable, load_prefix, write_prefix
+from ehr_core.formats.tokens import TOKENIZER, Prefix, TokenizerFile, TokenTable, load_prefix, write_prefix
 from ehr_core.formats.vocabulary import SPECIALS, UNK, Token, Vocabulary
 
 WHEN = datetime(2000, 1, 1)
@@ -176,15 +176,16 @@ class BaseTokenizer(abc.ABC):
 
     def load(self, folder: Path) -> None:
         """Read back what `save` wrote, settings included. Raises FormatError when it is another tokenizer's."""
+        verify_below(folder)
         path, name = folder / TOKENIZER, self.settings.name
-        found: dict[str, Any] = read_json(path)
+        found = read_json(path, TokenizerFile)
         try:
-            if found["name"] != name:
-                raise FormatError(f"{path} is of tokenizer {found['name']!r}, not {name!r}")
-            merged = OmegaConf.merge(OmegaConf.structured(type(self.settings)), found["settings"])
+            if found.name != name:
+                raise FormatError(f"{path} is of tokenizer {found.name!r}, not {name!r}")
+            merged = OmegaConf.merge(OmegaConf.structured(type(self.settings)), found.settings)
             self.settings = OmegaConf.to_object(merged)
             self.configure()
-            self.restore(found["state"])
+            self.restore(found.state)
         except (KeyError, TypeError, OmegaConfBaseException) as error:
             raise FormatError(f"{path} is not the state of tokenizer {name!r}: {error!r}".splitlines()[0]) from error
         self.vocabulary = Vocabulary.load(folder)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from ehr_core.errors import FormatError
+from ehr_core.formats.arrays import map_arrays
 from ehr_core.formats.folder import Manifest, new_folder, read_json, read_manifest, write_json, write_manifest
-from ehr_core.formats.tokens import map_arrays
 from ehr_core.formats.vocabulary import Vocabulary
 from ehr_core.protocols import EmbeddingTable
 from safetensors.numpy import save_file
@@ -87,8 +87,8 @@ def read_vectors(folder: Path) -> CodeVectors:
     vocabulary = Vocabulary.load(folder)
     if manifest.content.get("vocabulary") != vocabulary.digest:
         raise FormatError(f"{folder}: vocabulary.json is not the one the vectors were made for; make them anew")
-    arrays, origins = map_arrays(folder / VECTOR), read_json(folder / ORIGIN)
+    arrays, origins = map_arrays(folder / VECTOR), read_json(folder / ORIGIN, list[str])
     vector_VD = arrays.get("vector_VD")
     if vector_VD is None or vector_VD.ndim != 2 or not len(vector_VD) == len(origins) == len(vocabulary):
         raise FormatError(f"{folder}: {VECTOR}, {ORIGIN} and vocabulary.json differ in length; make them anew")
-    return CodeVectors(folder, EmbeddingTable(vector_VD, [str(origin) for origin in origins]), vocabulary)
+    return CodeVectors(folder, EmbeddingTable(vector_VD, origins), vocabulary)

@@ -16,7 +16,7 @@ from ehr_core import config, plugins
 from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
 from ehr_core.formats import tokens
-from ehr_core.formats.folder import Manifest, check_free, new_folder, read_manifest, write_json, write_manifest
+from ehr_core.formats.folder import Manifest, check_free, new_folder, read_manifest, write_manifest
 from ehr_core.formats.labels import Labels, label_table, read_labels
 from ehr_core.formats.meds import read_events, shards, subject_splits
 from ehr_core.formats.predictions import FILE, Predictions, prediction_table, read_predictions, write_predictions
@@ -24,7 +24,7 @@ from ehr_core.formats.run import Run
 from ehr_core.formats.tokens import TokenStore
 from ehr_core.outcomes import BINARY, MULTICLASS, MULTILABEL, Question
 from ehr_core.protocols import PredictJob
-from ehr_core.stages import NOT_APPLICABLE
+from ehr_core.stages import NOT_APPLICABLE, write_reason
 
 from ehr_eval.__about__ import __version__
 from ehr_eval.datasets import dataset_name, output_folder, provided, to_predict
@@ -123,7 +123,7 @@ def apply_fitted(
             write_manifest(target, _manifest(opened, found, labels, wanted, meds, seed, facts))
     except NotApplicable as reason:
         with new_folder(output) as target:
-            write_json(target / NOT_APPLICABLE, {"reason": str(reason)})
+            write_reason(target, str(reason))
     return output
 
 

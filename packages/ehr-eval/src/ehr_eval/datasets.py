@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from ehr_core import plugins
 from ehr_core.constants import DATA, SPLITS
 from ehr_core.errors import ConfigError
@@ -52,8 +53,11 @@ def to_predict(source: Any) -> Any:
 def dataset_name(meds: Path) -> str:
     """What ``metadata/dataset.json`` calls the dataset; empty where it does not say."""
     path = meds / "metadata" / "dataset.json"
-    facts = read_json(path) if path.is_file() else {}
-    return str(facts.get("dataset_name") or "") if isinstance(facts, dict) else ""
+    return (read_json(path, _Facts).dataset_name or "") if path.is_file() else ""
+
+
+class _Facts(msgspec.Struct):
+    dataset_name: str | None = None
 
 
 def output_folder(given: Path | str | None) -> Path:

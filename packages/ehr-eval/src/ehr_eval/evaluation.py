@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from ehr_core import plugins
 from ehr_core.config import to_plain
 from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, DataError, FormatError
-from ehr_core.formats.folder import digest_of, file_digest, read_json, write_json
+from ehr_core.formats.folder import digest_of, file_digest, read_json, write_sealed
 from ehr_core.formats.predictions import FILE
 from ehr_core.outcomes import BINARY, MULTICLASS, MULTILABEL, REGRESSION, SURVIVAL, Question, Sample
 
@@ -117,7 +118,7 @@ def evaluate_predictions(predictions: Path, settings: ScoringConfig, output: Pat
         "ceilings": ceilings,
     }
     output.mkdir(parents=True, exist_ok=True)
-    write_json(output / SCORES, result)
+    write_sealed(output / SCORES, result)
     return Scores(output / SCORES, result)
 
 
@@ -132,10 +133,58 @@ def check_scoring(settings: ScoringConfig) -> None:
 def read_scores(path: Path) -> Scores:
     """scores.json, given itself or by its folder. Raises FormatError when it is something else."""
     path = path / SCORES if path.is_dir() else path
-    found = read_json(path)
-    if not isinstance(found, dict) or found.get("format") != "scores" or found.get("version") != VERSION:
+    head = read_json(path, _Head)
+    if head.format != "scores" or head.version != VERSION:
         raise FormatError(f"{path} holds no scores of version {VERSION}; make it with ehr-eval evaluate")
-    return Scores(path, found)
+    read_json(path, _Content)
+    return Scores(path, read_json(path, dict[str, Any]))
+
+
+class _Head(msgspec.Struct):
+    format: str = ""
+    version: int = 0
+
+
+class _Score(msgspec.Struct):
+    task: str
+    kind: str
+    split: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class _OfOne(_Score):
+    predictor: str
+
+
+class _Counted(_OfOne):
+    rows: int
+    subjects: int
+    positives: int | None
+
+
+class _OfTwo(_Score):
+    first: str
+    second: str
+
+
+class _Metric(msgspec.Struct):
+    name: str
+    higher_is_better: bool
+
+
+class _Content(_Head, forbid_unknown_fields=True, kw_only=True):
+    """``scores.json``, whose readers take the rows as they are."""
+
+    made_by: list[str]
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    metrics: list[_Metric]
+    scores: list[_Counted]
+    differences: list[_OfTwo]
+    ceilings: list[_OfOne]
 
 
 # -- one task

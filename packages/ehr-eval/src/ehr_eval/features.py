@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from ehr_core.ages import exact_years
 from ehr_core.constants import DATA, MEDS_BIRTH
-from ehr_core.errors import DataError, FormatError
+from ehr_core.errors import DataError
 from ehr_core.formats.folder import read_json, write_json
 from ehr_core.formats.labels import KEY, Labels
 from ehr_core.formats.meds import read_treated, shards, subjects_of
@@ -72,12 +72,7 @@ class FeatureSet:
     @classmethod
     def load(cls, folder: Path) -> "FeatureSet":
         """Read ``features.json``."""
-        found = read_json(folder / FILE)
-        try:
-            names = (field.name for field in dataclasses.fields(cls) if field.name != "covered")
-            return cls(**{name: tuple(found[name]) for name in names}, covered=float(found.get("covered", 1.0)))
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise FormatError(f"{folder / FILE} is no set of features: {error}") from error
+        return read_json(folder / FILE, cls)
 
 
 class Histories:

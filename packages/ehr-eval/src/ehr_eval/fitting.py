@@ -7,11 +7,11 @@ from typing import Any
 
 from ehr_core import config, plugins
 from ehr_core.errors import ConfigError, NotApplicable
-from ehr_core.formats.folder import Manifest, check_free, new_folder, write_json, write_manifest
+from ehr_core.formats.folder import Manifest, check_free, new_folder, write_manifest
 from ehr_core.formats.labels import Labels, read_labels
 from ehr_core.formats.run import Run
 from ehr_core.protocols import Features, FitJob, OutcomeCodes
-from ehr_core.stages import NOT_APPLICABLE
+from ehr_core.stages import write_reason
 
 from ehr_eval.__about__ import __version__
 from ehr_eval.features import Histories, choose, matrix
@@ -79,7 +79,7 @@ def fit_predictor(
             write_manifest(target, manifest)
     except NotApplicable as reason:
         with new_folder(output) as target:
-            write_json(target / NOT_APPLICABLE, {"reason": str(reason)})
+            write_reason(target, str(reason))
 
 
 def _fit_baseline(part: Any, labels: Labels, histories: Histories, features: FeaturesConfig, target: Path) -> None:

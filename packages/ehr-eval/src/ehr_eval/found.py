@@ -1,17 +1,35 @@
 """Predictions on disk: which tasks and predictors there are below a folder, and what their manifests say."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from ehr_core.errors import DataError, FormatError
-from ehr_core.formats.folder import MANIFEST, read_json, read_manifest
+from ehr_core.formats.folder import MANIFEST, read_manifest, typed
 from ehr_core.formats.predictions import FILE, Predictions, read_predictions
 from ehr_core.outcomes import Question
-from ehr_core.stages import NOT_APPLICABLE
+from ehr_core.stages import NOT_APPLICABLE, read_reason
 
 from ehr_eval.applying import FORMAT, VERSION
+
+
+class _Counts(msgspec.Struct):
+    rows: int
+    subjects: int
+    positives: int | None = None
+
+
+class PredictionsContent(msgspec.Struct):
+    """What readers need of the content of the manifest beside predictions."""
+
+    question: Question | None = None
+    task: str | None = None
+    predictor: str | None = None
+    dataset: str | None = None
+    splits: dict[str, _Counts] | None = None
 
 
 @dataclass(frozen=True)
@@ -27,8 +45,9 @@ class Found:
         """The manifest as JSON, or an empty dict. Raises FormatError when it is of another format."""
         if not (self.path / MANIFEST).is_file():
             return {}
-        read_manifest(self.path, FORMAT, VERSION)
-        return dict(read_json(self.path / MANIFEST))
+        manifest = read_manifest(self.path, FORMAT, VERSION)
+        typed(manifest.content, PredictionsContent, self.path / MANIFEST, "$.content")
+        return dataclasses.asdict(manifest)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -38,23 +57,25 @@ class Found:
     @property
     def reason(self) -> str | None:
         """Why there are no predictions, where the predictor said so."""
-        path = self.path / NOT_APPLICABLE
-        return str(read_json(path)["reason"]) if path.is_file() else None
+        return read_reason(self.path)
 
     @functools.cached_property
     def predictions(self) -> Predictions:
-        """The predictions, read once."""
+        """The predictions, read once, and only where they are those that the manifest lists."""
+        if self.manifest and FILE not in self.manifest["files"]:
+            raise FormatError(f"{self.path / MANIFEST} does not list {FILE} beside it; predict anew")
         return read_predictions(self.path / FILE)
 
     @property
     def question(self) -> Question:
         """What is predicted, with the names of the manifest where it has them. Raises DataError when they disagree."""
-        question, named = self.predictions.question, self.content.get("question")
+        question = self.predictions.question
+        named = msgspec.convert(self.content, PredictionsContent).question
         if not named:
             return question
-        if named["kind"] != question.kind or (len(self.predictions) and len(named["names"]) != len(question.names)):
+        if named.kind != question.kind or (len(self.predictions) and len(named.names) != len(question.names)):
             raise DataError(f"{self.path / FILE} does not predict what {MANIFEST} beside it says")
-        return Question(named["kind"], tuple(named["names"]))
+        return named
 
 
 def find(folder: Path) -> list[Found]:

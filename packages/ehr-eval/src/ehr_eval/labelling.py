@@ -15,7 +15,7 @@ import pyarrow as pa
 from ehr_core import plugins
 from ehr_core.config import from_plain, to_plain
 from ehr_core.errors import ConfigError, DataError, NotApplicable
-from ehr_core.formats.folder import Manifest, new_folder, read_json, write_json
+from ehr_core.formats.folder import Manifest, new_folder
 from ehr_core.formats.labels import (
     FORMAT,
     KEY,
@@ -30,7 +30,7 @@ from ehr_core.formats.meds import Shard, last_time, read_treated, shards, subjec
 from ehr_core.outcomes import COLUMNS, Question
 from ehr_core.progress import track
 from ehr_core.protocols import Executor, OutcomeCodes
-from ehr_core.stages import NOT_APPLICABLE
+from ehr_core.stages import NOT_APPLICABLE, read_reason, write_reason
 
 from ehr_eval.__about__ import __version__
 from ehr_eval.datasets import output_folder, provided
@@ -81,7 +81,7 @@ def label_tasks(
                 _check_needed(name, built[name].needed(), [answer for _, answer in parts])
             except NotApplicable as reason:
                 reasons[name] = str(reason)
-                write_json(folder / name / NOT_APPLICABLE, {"reason": str(reason)})
+                write_reason(folder / name, str(reason))
                 continue
             labels = _collected(name, part, Question(_kind(part), tuple(built[name].names)), parts, meds)
             result[name] = _written(folder / name, labels, part, source, {"end": end.isoformat(), "treated": treated})
@@ -93,7 +93,7 @@ def label_tasks(
 def reasons_in(folder: Path) -> dict[str, str]:
     """Why some tasks of a folder that `label_tasks` wrote have no labels, by name."""
     paths = sorted(folder.glob(f"*/{NOT_APPLICABLE}"))
-    return {path.parent.name: str(read_json(path)["reason"]) for path in paths}
+    return {path.parent.name: read_reason(path.parent) or "" for path in paths}
 
 
 def task_codes(labels: Labels, task: Any = None) -> OutcomeCodes | None:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ehr_core.errors import ConfigError
-from ehr_core.formats.folder import check_free, read_json
+from ehr_core.formats.folder import check_free
 from ehr_core.formats.labels import Labels
 from ehr_core.formats.predictions import FILE, Predictions, read_predictions
 from ehr_core.formats.run import Run
 from ehr_core.protocols import OutcomeCodes
-from ehr_core.stages import NOT_APPLICABLE
+from ehr_core.stages import NOT_APPLICABLE, read_reason
 
 from ehr_eval.applying import apply_fitted, check_splits, token_store
 from ehr_eval.datasets import Dataset, output_folder, provided
@@ -115,7 +115,7 @@ def predict(
                 histories=histories[task],
             )
             if (output / NOT_APPLICABLE).is_file():
-                result.reasons[task, name] = str(read_json(output / NOT_APPLICABLE)["reason"])
+                result.reasons[task, name] = read_reason(output) or ""
             else:
                 result.predictions[task, name] = read_predictions(output / FILE)
         return result

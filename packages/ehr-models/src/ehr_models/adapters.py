@@ -9,6 +9,7 @@ experts are no linear layers and stay as they are. Whatever grows with the vocab
 table: biases and the output layer, tied where it was tied.
 """
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from ehr_core.config import to_plain
 from ehr_core.errors import ConfigError, FormatError
-from ehr_core.formats.folder import new_folder, read_json, write_json
+from ehr_core.formats.folder import file_digest, file_digests, new_folder, read_json, verify_below, write_sealed
 from peft import (
     LoraConfig,
     PeftModel,
@@ -101,6 +102,21 @@ def wrap(model: Any, settings: AdapterConfig, name: str = DEFAULT) -> PeftModel:
     return model
 
 
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """``adapter.json``."""
+
+    name: str
+    settings: dict[str, Any]
+    base: str
+    """Digest of the weights that it sits on."""
+    vocab_size: int
+    objective: dict[str, Any] | None = None
+    """Settings of the objective whose head is there."""
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Digests of the files beside it."""
+
+
 def save(model: PeftModel, folder: str | Path, objective: nn.Module | None = None, name: str = DEFAULT) -> None:
     """Write one adapter with the token table and the output layer, if they were trained, and the objective's head.
 
@@ -121,7 +137,7 @@ def save(model: PeftModel, folder: str | Path, objective: nn.Module | None = Non
         _write(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False), partial / TENSORS)
         if objective is not None and facts["objective"]:
             _write(objective.state_dict(), partial / HEAD)
-        write_json(partial / FACTS, facts)
+        write_sealed(partial / FACTS, facts | {"files": file_digests(partial)})
 
 
 def load(model: Any, folder: str | Path, objective: nn.Module | None = None, name: str = DEFAULT) -> PeftModel:
@@ -175,13 +191,16 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
 
 def _facts(folder: Path) -> tuple[AdapterConfig, str, int, Any]:
     """Settings, base, size of the vocabulary and the objective's settings of a folder. Raises FormatError."""
-    facts = read_json(folder / FACTS)
+    verify_below(folder)
+    facts = read_json(folder / FACTS, Facts)
+    if odd := [name for name, digest in facts.files.items() if file_digest(folder / name) != digest]:
+        raise FormatError(f"{folder / odd[0]} is damaged or another file: {FACTS} lists another content; save it again")
     try:
-        settings = AdapterConfig(**facts["settings"])
+        settings = AdapterConfig(**facts.settings)
         check(settings)
-        return settings, facts["base"], facts["vocab_size"], facts["objective"]
-    except (KeyError, TypeError, ConfigError) as error:
+    except (TypeError, ConfigError) as error:
         raise FormatError(f"{folder / FACTS} does not describe an adapter ({error}); save it again") from error
+    return settings, facts.base, facts.vocab_size, facts.objective
 
 
 def target_names(model: nn.Module, targets: str) -> list[str]:

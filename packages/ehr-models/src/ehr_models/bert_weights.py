@@ -6,13 +6,14 @@
 Only what computes the same is taken: post-LN, learned positions, a tied output layer, no columns.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from ehr_core.errors import ConfigError, FormatError
+from ehr_core.formats.folder import read_json
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -85,9 +86,9 @@ def import_bert(folder: Path | str, pad_vocab_to_multiple_of: int = 64) -> Bert:
     """A model from a folder with BERT's config.json and model.safetensors. Raises FormatError."""
     folder = Path(folder)
     try:
-        found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        found = read_json(folder / "config.json", dict[str, Any])
         state = load_file(folder / "model.safetensors")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise FormatError(f"{folder} is no saved BERT with config.json and model.safetensors: {error}") from error
     if found.get("model_type") != "bert" or found.get("hidden_act") not in ("gelu", "relu", "silu"):
         raise FormatError(f"{folder}/config.json is not of a BERT with gelu, relu or silu")

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import torch
 from ehr_core.errors import ConfigError, FormatError
+from ehr_core.formats.arrays import map_arrays
 from ehr_core.formats.folder import read_json, read_manifest
-from ehr_core.formats.tokens import map_arrays
 from ehr_core.formats.vocabulary import Vocabulary
 from torch import Tensor, nn
 from torch.nn import functional
@@ -129,7 +129,10 @@ def start_from_vectors(
 def read(folder: Path, size: int, vocabulary: Vocabulary | None = None) -> tuple[Tensor, Tensor, str]:
     """Vectors (V, C) float32, which of them there are (V,), and the folder's digest. Raises FormatError."""
     manifest = read_manifest(folder, FORMAT, VERSION)
-    vector_VC, origin_V = map_arrays(folder / "vector.safetensors").get("vector_VD"), read_json(folder / "origin.json")
+    vector_VC, origin_V = (
+        map_arrays(folder / "vector.safetensors").get("vector_VD"),
+        read_json(folder / "origin.json", list[str]),
+    )
     if vector_VC is None or vector_VC.ndim != 2 or len(vector_VC) != len(origin_V):
         raise FormatError(f"{folder}: vector.safetensors and origin.json do not fit each other; make them anew")
     digest = manifest.content.get("vocabulary")

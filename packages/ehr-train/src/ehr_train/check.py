@@ -127,7 +127,7 @@ def check_model(job: TrainJob, plan: Plan) -> None:
     """Raise ConfigError for a model that cannot be, or that the objective or the context do not fit."""
     if job.start is not None:
         run, content = open_run(job.start)
-        model = make_model(job.model, run.vocabulary, content["model_configs"]["columns"])
+        model = make_model(job.model, run.vocabulary, content.model_configs.columns)
     else:
         model = make_model(job.model, plan.vocabulary, plan.columns)
     check_provided(job.model.name, model, job.objective.name)

@@ -4,13 +4,17 @@ A file appears under its name only when all of it is on disk; a kill at any mome
 """
 
 import random
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import torch
 from ehr_core.errors import FormatError
 from ehr_core.formats.folder import replacing
+
+T = TypeVar("T")
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
@@ -20,15 +24,45 @@ def write(path: Path, content: dict[str, Any]) -> None:
         torch.save(content, temporary)
 
 
+class ModelConfigs(msgspec.Struct):
+    """What readers need of a model's settings."""
+
+    columns: list[str]
+
+
+class Weights(msgspec.Struct):
+    """What every checkpoint holds; either a model, or the adapter that was trained of it."""
+
+    objective: dict[str, torch.Tensor]
+    model_configs: ModelConfigs
+    model: dict[str, torch.Tensor] | None = None
+    adapter: dict[str, torch.Tensor] | None = None
+    step: int = 0
+
+
 def read(path: Path) -> dict[str, Any]:
-    """Load to the CPU. Raises FormatError that names the file."""
+    """Load to the CPU. Raises FormatError that names the file.
+
+    A checkpoint is a zip archive, whose members have checksums. torch does not look at them, so they are verified here.
+    """
     try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} in it differs from its checksum")
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise FormatError(f"{path} is missing") from None
     except Exception as error:  # torch raises many kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FormatError(f"{path} is not a checkpoint of plain tensors: {reason}") from error
+
+
+def as_type(content: Any, kind: type[T], path: Path) -> T:
+    """The content of a checkpoint as a type. Raises FormatError that names file and field."""
+    try:
+        return msgspec.convert(content, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise FormatError(f"{path} is not a checkpoint as it is written: {error}") from None
 
 
 def random_state() -> dict[str, Any]:

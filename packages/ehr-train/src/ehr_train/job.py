@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from ehr_core.config import component_settings, from_plain, to_plain
-from ehr_core.errors import ConfigError, FormatError
+from ehr_core.errors import ConfigError
 from ehr_core.formats.folder import digest_of, read_json
 from ehr_core.formats.run import Run
 from omegaconf import OmegaConf
@@ -100,14 +101,15 @@ def adapter_of(value: Any) -> tuple[Any, Path | None]:
     folder = adapter_folder(value)
     if folder is None:
         return component_settings("adapter", value), None
-    facts = read_json(folder / "adapter.json")
-    try:
-        settings = {**facts["settings"], "name": facts["name"]}
-    except (KeyError, TypeError) as error:
-        raise FormatError(
-            f"{folder / 'adapter.json'} does not name an adapter and its settings; save it again"
-        ) from error
-    return component_settings("adapter", settings), folder
+    facts = read_json(folder / "adapter.json", _Adapter)
+    return component_settings("adapter", {**facts.settings, "name": facts.name}), folder
+
+
+class _Adapter(msgspec.Struct):
+    """What ``adapter.json`` says of any adapter."""
+
+    name: str
+    settings: dict[str, Any]
 
 
 def adapter_folder(value: Any) -> Path | None:

@@ -61,8 +61,12 @@ class Learner(nn.Module):
 
         Raises FormatError that names the file.
         """
-        model = weights["model"] if self.adapter is None else {**self.frozen, **weights["adapter"]}
-        for module, state in ((self.model, model), (self.objective, weights["objective"])):
+        found = checkpoint.as_type(weights, checkpoint.Weights, path)
+        trained = found.model if self.adapter is None else found.adapter
+        if trained is None:
+            raise FormatError(f"{path} has no weights of {'the model' if self.adapter is None else 'an adapter'}")
+        model = trained if self.adapter is None else {**self.frozen, **trained}
+        for module, state in ((self.model, model), (self.objective, found.objective)):
             fitting(put, module, state, path)
 
     def parameters_by_kind(self) -> dict[str, int]:
@@ -120,17 +124,19 @@ def blocks(model: Any) -> list[nn.Module]:
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
-def open_run(path: Path | str) -> tuple[Run, dict[str, Any]]:
+def open_run(path: Path | str) -> tuple[Run, checkpoint.Weights]:
     """A finished run and the content of its best checkpoint."""
     run = Run(path)
-    return run, checkpoint.read(run.path / "checkpoints" / "best_model.pt")
+    return run, checkpoint.as_type(checkpoint.read(run.checkpoint), checkpoint.Weights, run.checkpoint)
 
 
-def model_of(run: Run, content: Mapping[str, Any]) -> Any:
+def model_of(run: Run, content: checkpoint.Weights) -> Any:
     """The model of a run with its best weights, on the CPU."""
     settings: dict[str, Any] = dict(run.settings)
-    model = make_model(from_plain("model", settings["model"]), run.vocabulary, content["model_configs"]["columns"])
-    put(model, content["model"], run.path)
+    if content.model is None:
+        raise FormatError(f"{run.checkpoint} holds an adapter alone; the run was not finished")
+    model = make_model(from_plain("model", settings["model"]), run.vocabulary, content.model_configs.columns)
+    put(model, content.model, run.path)
     return model
 
 
@@ -140,7 +146,7 @@ def load_run(path: Path | str, device: torch.device) -> tuple[Run, Learner]:
     settings: dict[str, Any] = dict(run.settings)
     model = model_of(run, content)
     objective = make_objective(from_plain("objective", settings["objective"]), model, run.vocabulary, run.question)
-    put(objective, content["objective"], run.path)
+    put(objective, content.objective, run.path)
     return run, Learner(model, objective).to(device).eval()
 
 
@@ -185,7 +191,15 @@ def put(module: nn.Module, state: State, path: Path) -> None:
 
 
 def fitting(function: Callable[[nn.Module, State], Any], module: nn.Module, state: State, path: Path) -> None:
-    """Call a function that loads weights. Raises FormatError where torch finds that they do not fit."""
+    """Call a function that loads weights. Raises FormatError where they do not fit, before any of them is used."""
+    own = module.state_dict()
+    for name in sorted(own.keys() & state.keys()):
+        kind, found = ((value.dtype, value.is_floating_point()) for value in (own[name], state[name]))
+        if kind[1] != found[1] or (not kind[1] and kind[0] != found[0]):  # floats of another width are converted
+            raise FormatError(f"the weights in {path} do not fit the model: {name} is {found[0]}, expected {kind[0]}")
+        if own[name].shape != state[name].shape:
+            shapes = " and ".join(str(tuple(value.shape)) for value in (state[name], own[name]))
+            raise FormatError(f"the weights in {path} do not fit the model: size mismatch for {name}: {shapes}")
     try:
         function(module, state)
     except RuntimeError as error:

@@ -138,7 +138,7 @@ def start_from(job: TrainJob, store: TokenStore) -> Any:
     """
     run, content = open_run(job.start or "")
     run.check_vocabulary(store.vocabulary, store.path, grown=True)
-    columns = content["model_configs"]["columns"]
+    columns = content.model_configs.columns
     if columns != store.columns:
         raise FormatError(
             f"{store.path} has the columns {', '.join(store.columns) or 'none'}, and {run.path} was trained with "

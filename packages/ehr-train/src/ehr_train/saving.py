@@ -4,8 +4,9 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from ehr_core.errors import FormatError
 from ehr_core.formats.folder import write_json
@@ -13,6 +14,7 @@ from ehr_core.formats.folder import write_json
 from ehr_train import checkpoint
 from ehr_train.learner import Learner
 
+Natural = Annotated[int, msgspec.Meta(ge=0)]
 Sums = dict[str, torch.Tensor]
 """Name to (sum, count), float64, on the device."""
 
@@ -21,19 +23,35 @@ Sums = dict[str, torch.Tensor]
 class State:
     """Where training is. With weights, optimizer and generators it is all that a checkpoint holds."""
 
-    step: int = 0
-    epoch: int = 0
-    index: int = 0
+    step: Natural = 0
+    epoch: Natural = 0
+    index: Natural = 0
     """Next global batch of the epoch."""
     best_loss: float | None = None
-    best_step: int = 0
-    worse: int = 0
+    best_step: Natural = 0
+    worse: Natural = 0
     """Evaluations since the best one."""
     stopped: str = ""
     """Why training is over."""
-    tokens: int = 0
+    tokens: Natural = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+
+
+class Rank(msgspec.Struct):
+    """What each process adds to ``latest.pt``."""
+
+    random: dict[str, Any]
+    sums: dict[str, torch.Tensor]
+
+
+class Latest(checkpoint.Weights, kw_only=True):
+    """``latest.pt``."""
+
+    optimizer: dict[str, Any]
+    """As the strategy wrote it, and checks it."""
+    state: State
+    ranks: Annotated[list[Rank], msgspec.Meta(min_length=1)]
 
 
 class Checkpoints:
@@ -93,28 +111,34 @@ class Checkpoints:
         path = self.folder / "latest.pt"
         if not path.is_file():
             return None
-        found = checkpoint.read(path)
-        if found.get("job_digest") != self.header["job_digest"]:
+        content = checkpoint.read(path)
+        if content.get("job_digest") != self.header["job_digest"]:
             raise FormatError(
                 f"{self.folder.parent} holds an unfinished run of another job: settings, data or the global batch "
                 f"differ (this one takes {self.rows} rows a step: train.batch_size x train.accumulate x world_size); "
                 "give another output, or remove that folder"
             )
-        self.learner.restore(found, path, self.strategy.load_weights)
-        self.strategy.restore_optimizer(self.learner, optimizer, found["optimizer"])
-        state = State(**found["state"])
-        return state, self._take_up(found["ranks"], state.step)
+        found = checkpoint.as_type(content, Latest, path)  # all of it, before anything is put into its place
+        if any(both.shape != (2,) for rank in found.ranks for both in rank.sums.values()):
+            raise FormatError(f"{path} is not a checkpoint as it is written: sums are pairs of a sum and a count")
+        self.learner.restore(content, path, self.strategy.load_weights)
+        try:
+            self.strategy.restore_optimizer(self.learner, optimizer, found.optimizer)
+            return found.state, self._take_up(found.ranks, found.state.step)
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            words = (str(error).splitlines() or [type(error).__name__])[0]
+            raise FormatError(f"{path} cannot be gone on from: {words}; remove it to begin anew") from error
 
-    def _take_up(self, ranks: list[dict[str, Any]], step: int) -> Sums:
+    def _take_up(self, ranks: list[Rank], step: int) -> Sums:
         """Set this rank's generators; returns what it had summed up for the next entry of the history."""
         rank, size = self.strategy.rank, self.strategy.world_size
         if len(ranks) == size:
-            checkpoint.set_random_state(ranks[rank]["random"])
-            return {name: both.to(self.strategy.device) for name, both in ranks[rank]["sums"].items()}
+            checkpoint.set_random_state(ranks[rank].random)
+            return {name: both.to(self.strategy.device) for name, both in ranks[rank].sums.items()}
         checkpoint.seed_all(self.seed, step, size, rank)
         sums: Sums = {}
         for each in ranks if rank == 0 else ():
-            add(sums, {name: (both[0], both[1]) for name, both in each["sums"].items()})
+            add(sums, {name: (both[0], both[1]) for name, both in each.sums.items()})
         return {name: both.to(self.strategy.device) for name, both in sums.items()}
 
 

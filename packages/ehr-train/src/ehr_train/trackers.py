@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import msgspec
+from ehr_core.errors import FormatError
 from ehr_core.formats.folder import write_text
 
 from ehr_train.settings import JsonlConfig, TensorBoardConfig
@@ -22,7 +24,7 @@ class Jsonl:
         path = folder / "logs" / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+        kept = [line for line in lines if line.endswith("\n") and _step_of(line, path) < step]
         write_text(path, "".join(kept))
         self._file = path.open("a")
 
@@ -41,6 +43,17 @@ class Jsonl:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _step_of(line: str, path: Path) -> int:
+    try:
+        return msgspec.json.decode(line, type=_Line).step
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} has a line that is no entry ({error}); remove it") from None
+
+
+class _Line(msgspec.Struct):
+    step: int
 
 
 class TensorBoard:

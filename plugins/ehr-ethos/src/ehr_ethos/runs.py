@@ -16,6 +16,7 @@ from ehr_core.formats.folder import (
     new_folder,
     read_json,
     replacing,
+    typed,
     write_json,
     write_manifest,
     write_text,
@@ -30,7 +31,7 @@ from ehr_models.settings import GPTConfig
 from ehr_tokenize.grammars.ethos import END, INTERVALS, SPACING
 from transformers.utils import logging
 
-from ehr_ethos import checkpoints
+from ehr_ethos import checkpoints, inert
 from ehr_ethos.__about__ import __version__
 from ehr_ethos.plugin import ExportConfig, ImportConfig
 
@@ -112,15 +113,13 @@ def interval_lengths(vocabulary: Vocabulary, estimates: Path | None) -> tuple[di
     microseconds in train. Here the means count. Raises FormatError when they are of other tokens or in other units.
     """
     middle = {name: x for name, x in zip(SPACING.names, SPACING.middles(), strict=True) if name in vocabulary.ids}
-    found = read_json(estimates) if estimates else {"mean": {}}
-    means = found.get("mean") if isinstance(found, dict) else None
-    if not isinstance(means, dict):
-        raise FormatError(f"{estimates} has no dict of means under the key mean; expected interval_estimates.json")
+    found = read_json(estimates, dict[str, Any]).get("mean") if estimates else {}
+    means = typed(found, dict[str, float], estimates or Path(), "$.mean")
     for name, micros in means.items():
         if name not in middle:
             raise FormatError(f"{estimates} names {name!r}, which is no interval token of the checkpoint's vocabulary")
         # All borders are within these limits, and numbers in another unit are not.
-        if not isinstance(micros, int | float) or not middle[name] / 2 <= micros / SECOND_US <= middle[name] * 2:
+        if not middle[name] / 2 <= micros / SECOND_US <= middle[name] * 2:
             raise FormatError(
                 f"{estimates}: the mean of {name!r} is {micros}; expected microseconds, about "
                 f"{middle[name] * SECOND_US:.0f}"
@@ -159,7 +158,7 @@ def export_checkpoint(settings: ExportConfig) -> None:
     if model["name"] != "gpt":
         raise ConfigError(f"{run.path} is a run of the model {model['name']!r}; only gpt can be exported")
     found: GPTConfig = from_plain("model", model)
-    content = torch.load(run.path / "checkpoints" / "best_model.pt", map_location="cpu", weights_only=True)
+    content = inert.load(run.checkpoint)
     exported = {
         "iter_num": int(content["step"]),
         "model": checkpoints.to_theirs(content["model"], found),

@@ -32,6 +32,7 @@ import polars as pl
 from ehr_core.constants import MEDS_BIRTH, SPLITS
 from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
 from ehr_core.formats.folder import file_digest
+from ehr_core.formats.parquet import write_frame
 from ehr_core.progress import Progress
 from ehr_core.protocols import Executor
 from ehr_tokenize.sources.cells import Reading, check_clocks, reading_of
@@ -181,7 +182,7 @@ class PatientsJson:
         splits = [SPLITS[index] for index in split_S.tolist()]
         write_metadata(output, list(ids), splits, book, facts | {"code_modifier_columns": []})
         columns = {"subject_id": pl.Series(list(ids), dtype=pl.Int64), "patient_id": pl.Series(list(ids.values()))}
-        pl.DataFrame(columns).write_parquet(output / "metadata" / "subject_ids.parquet")
+        write_frame(output / "metadata" / "subject_ids.parquet", pl.DataFrame(columns))
 
 
 def subject_of(patient: Mapping[str, Any], where: str, empty: frozenset[str] = frozenset()) -> tuple[int, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from ehr_core.errors import ConfigError
+from ehr_core.formats.parquet import read_frame
 from ehr_tokenize.fit.quantiles import Counts
 
 LABELS = {name: tuple(f"Q{k}" for k in range(size)) for name, size in
@@ -92,7 +93,7 @@ def reachable(breaks: list[float]) -> list[int]:
 def read_ranges(path: Path) -> dict[str, tuple[float | None, float | None]]:
     """Reference ranges by token. Raises ConfigError that names the file and the first row that is wrong."""
     try:
-        table = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
+        table = read_frame(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
     except FileNotFoundError:
         raise ConfigError(f"tokenizer.reference_ranges: {path} is missing") from None
     except (pl.exceptions.PolarsError, OSError) as error:

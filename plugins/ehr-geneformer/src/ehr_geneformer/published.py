@@ -4,12 +4,11 @@ Geneformer's ``<pad>`` and ``<mask>`` are named here as everywhere in the workbe
 token is found by its name whatever its id. Pickled dictionaries are refused: reading one can execute code.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ehr_core.errors import FormatError
-from ehr_core.formats.folder import file_digest
+from ehr_core.formats.folder import file_digest, read_json
 from ehr_core.formats.vocabulary import PAD, SPECIALS, Token, Vocabulary
 
 NAMES = {f"<{name.strip('[]').lower()}>": name for name in SPECIALS}
@@ -66,11 +65,9 @@ def _read(path: Path) -> dict[str, Any] | str:
         text = content.decode()
         if not text.lstrip().startswith("{"):
             return text
-        found = json.loads(text)
+        return read_json(path, dict[str, Any])
     except ValueError as error:
         raise FormatError(f"{path} is neither JSON nor text with one token a line: {error}") from error
-    assert isinstance(found, dict)
-    return found
 
 
 def described(path: Path) -> dict[str, str]:

@@ -19,6 +19,7 @@ from ehr_core.config import to_plain
 from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats.folder import Manifest, check_free, digest_of, file_digest, new_folder, write_manifest
+from ehr_core.formats.pages import checked
 from ehr_core.formats.tokens import FORMAT, VERSION, TokenTable
 from ehr_core.formats.vocabulary import PAD, Vocabulary
 from ehr_core.plugins import registry
@@ -83,7 +84,7 @@ def _files(path: Path) -> list[Path]:
         raise FormatError(f"{path} has no Parquet file")
     for file in files:
         try:
-            schema = pq.read_schema(file)
+            schema = pq.read_schema(checked(file))
         except FileNotFoundError:
             raise FormatError(f"{file} is missing") from None
         except (pa.ArrowException, OSError) as error:

@@ -22,6 +22,7 @@ from ehr_core.errors import ConfigError, DataError
 from ehr_core.executors import Serial
 from ehr_core.formats.folder import digest_of, file_digest, new_folder, read_json, write_json
 from ehr_core.formats.meds import read_events, shards
+from ehr_core.formats.parquet import read_frame, write_frame
 from ehr_core.plugin import SerialConfig
 from ehr_core.progress import track
 from ehr_core.protocols import Executor
@@ -186,30 +187,35 @@ class MimicIv:
         plan.mended["deaths"] = {TO_DEATH: sum(executor.map(settle_deaths, made_shards))}
         if not made_shards:
             raise DataError(f"{self.path} gives no event; the ETL read {', '.join(sorted(plan.files))}")
-        empty = pl.read_parquet(made_shards[0], n_rows=0)
+        empty = read_frame(made_shards[0]).clear()
         (output / "data").mkdir()
         for split in SPLITS:
             if (made / "data" / split).is_dir():
                 (made / "data" / split).rename(output / "data" / split)
             else:  # MEDS wants a file in each split, also one without rows
                 (output / "data" / split).mkdir()
-                empty.write_parquet(output / "data" / split / "0.parquet")
+                write_frame(output / "data" / split / "0.parquet", empty)
         (made / "metadata" / "codes.parquet").rename(output / "metadata" / "codes.parquet")
         splits = self._splits(plan.subjects).items()
         owners = [pl.DataFrame({"subject_id": ids}).with_columns(split=pl.lit(name)) for name, ids in splits]
-        pl.concat(owners).sort("subject_id").write_parquet(output / "metadata" / "subject_splits.parquet")
+        write_frame(output / "metadata" / "subject_splits.parquet", pl.concat(owners).sort("subject_id"))
         versions = self.etl.versions
         facts = {
             "dataset_name": "MIMIC-IV",
             "etl_name": "MIMIC-IV-MEDS",
             "etl_version": versions["mimic-iv-meds"],
-            "meds_version": read_json(made / "metadata" / "dataset.json")["meds_version"],
+            "meds_version": read_json(made / "metadata" / "dataset.json", _Facts).meds_version,
         }
         write_json(output / "metadata" / "dataset.json", facts)
         told = {"left_out": dataclasses.asdict(plan.left), "rows_of_unknown_subjects": plan.strangers}
         plan.mended = {name: kinds for name, kinds in plan.mended.items() if any(kinds.values())}
         told |= {"mended": plan.mended}
         write_json(output / "metadata" / "mimic_iv.json", told | {"tables": sorted(plan.files), "versions": versions})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Facts:
+    meds_version: str
 
 
 def _rows(path: Path) -> int:

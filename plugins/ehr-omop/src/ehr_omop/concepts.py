@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from ehr_core.formats.parquet import read_frame, write_frame
 from ehr_tokenize.sources.cells import Batch, Reading
 from ehr_tokenize.sources.record_files import Table, batches
 
@@ -45,14 +46,14 @@ def write_concepts(table: Table | None, path: Path, reading: Reading) -> None:
     parts = [pl.DataFrame({"id": list(BUILT_IN), "code": [code for code, _ in BUILT_IN.values()]})]
     for batch in batches(table, COLUMNS, (), reading) if table else ():
         parts.append(pl.DataFrame([batch.integer("concept_id").alias("id"), _codes(batch)]).drop_nulls())
-    pl.concat(parts).unique("id", keep="first", maintain_order=True).sort("id").write_parquet(path)
+    write_frame(path, pl.concat(parts).unique("id", keep="first", maintain_order=True).sort("id"))
 
 
 class Concepts:
     """Codes by concept id."""
 
     def __init__(self, path: Path):
-        frame = pl.read_parquet(path)
+        frame = read_frame(path)
         self.id_C = frame["id"].to_numpy()
         self.code_C = frame["code"]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import polars as pl
 from ehr_core.errors import DataError, NotApplicable
 from ehr_core.formats.folder import file_digest
+from ehr_core.formats.parquet import read_frame, write_frame
 from ehr_core.protocols import Executor
 from ehr_tokenize.sources import to_meds
 from ehr_tokenize.sources.cells import Reading, reading_of
@@ -72,7 +73,7 @@ class SyntheaSource:
         work.mkdir()
         try:
             context = Context(plan, tables, self.settings, work, work / "patients.parquet")
-            patients.write_parquet(context.patients)
+            write_frame(context.patients, patients)
             steps = {step.name: step for step in STEPS if step.table in tables}
             book = to_meds.convert(plan, output, steps, functools.partial(spool_step, context), executor)
         finally:
@@ -81,14 +82,14 @@ class SyntheaSource:
         facts = {"dataset_name": self.path.resolve().name, "etl_name": "ehr-synthea", "etl_version": __version__}
         to_meds.write_metadata(output, plan.subject_id_S, plan.split_names, book, facts)
         ids = patients.select("subject_id", pl.col("patient").alias("patient_id")).sort("subject_id")
-        ids.write_parquet(output / "metadata" / "subject_ids.parquet")
+        write_frame(output / "metadata" / "subject_ids.parquet", ids)
         return output
 
 
 @functools.lru_cache(maxsize=1)
 def load_patients(path: Path) -> pl.DataFrame:
     """Subject by patient, kept for the next file."""
-    return pl.read_parquet(path)
+    return read_frame(path)
 
 
 def spool_step(context: Context, step: Step) -> to_meds.Spooled:

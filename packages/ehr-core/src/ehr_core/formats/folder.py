@@ -11,14 +11,23 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
+
+import msgspec
 
 from ehr_core.errors import FormatError
 
 MANIFEST = "manifest.json"
+SEAL = "sha256"
+"""Field of a JSON object with the digest of all others (`write_sealed`)."""
+MOST_BYTES, DEEPEST = 2**28, 64
+"""Size and nesting of JSON that is read; the largest vocabularies take a tenth of that."""
+NOT_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +101,64 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON. Raises FormatError that names the file."""
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object whole, with the digest of all else in it under SEAL, which `read_json` verifies.
+
+    For files that no manifest vouches for, manifests first among them.
+    """
+    plain = msgspec.json.decode(json_bytes(value))  # as it will be read: keys are text, which decides their order
+    write_json(path, plain | {SEAL: digest_of(plain)})
+
+
+@overload
+def read_json(path: Path) -> Any: ...
+@overload
+def read_json(path: Path, kind: type[T]) -> T: ...
+def read_json(path: Path, kind: Any = Any) -> Any:
+    """Read JSON into a type: a dataclass, a `msgspec.Struct`, or a generic such as ``dict[str, int]``.
+
+    Raises FormatError that names the file, and the field (``$.content.rows``) that is missing, of another type, or not
+    known; also for a file of more than MOST_BYTES, one that nests deeper than DEEPEST, and one that was changed after
+    `write_sealed`.
+    """
     try:
-        return json.loads(path.read_bytes())
+        if path.stat().st_size > MOST_BYTES:
+            raise FormatError(f"{path} has {path.stat().st_size:,} bytes; JSON of at most {MOST_BYTES:,} is read")
+        raw = path.read_bytes()
+        if _nests_deep(raw):
+            raise FormatError(f"{path} is not readable JSON: it nests deeper than {DEEPEST} levels")
+        plain = msgspec.json.decode(raw)
     except FileNotFoundError:
         raise FormatError(f"{path} is missing") from None
-    except (ValueError, OSError) as error:
-        raise FormatError(f"{path} is not readable JSON: {error}") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise FormatError(f"{path} is not readable JSON: {str(error).splitlines()[0]}") from None
+    if isinstance(plain, dict) and (digest := plain.pop(SEAL, None)) is not None and digest != digest_of(plain):
+        raise FormatError(f"{path} was changed after it was written: it differs from its {SEAL}; make it anew")
+    return typed(plain, kind, path)
+
+
+def typed(value: Any, kind: type[T], path: Path, place: str = "$") -> T:
+    """A value of JSON as a type; see `read_json`. ``place`` is where the value stands in the file."""
+    try:
+        found = msgspec.convert(value, kind, strict=True)
+    except msgspec.ValidationError as error:
+        words, _, field = str(error).partition(" - at `$")
+        raise FormatError(f"{path}: {place}{field.removesuffix('`')}: {words[:1].lower()}{words[1:]}") from None
+    if dataclasses.is_dataclass(kind) and (more := value.keys() - {field.name for field in dataclasses.fields(kind)}):
+        raise FormatError(f"{path}: {place} has the unknown field {min(more)!r}")
+    return found
+
+
+def _nests_deep(raw: bytes) -> bool:
+    """Whether brackets nest deeper than DEEPEST; up to twice as deep may pass."""
+    outside = b"".join(raw.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
+    brackets = outside.translate(None, NOT_BRACKETS)
+    for _ in range(DEEPEST):
+        shorter = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if len(shorter) == len(brackets):
+            return False  # nothing left, or not JSON
+        brackets = shorter
+    return bool(brackets)
 
 
 def file_digest(path: Path) -> str:
@@ -174,21 +233,20 @@ def _fsync(path: Path) -> None:
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Write ``manifest.json`` with the digests of the files that are in the folder now; returns it complete."""
     complete = dataclasses.replace(manifest, files=file_digests(folder))
-    write_json(folder / MANIFEST, dataclasses.asdict(complete))
+    write_sealed(folder / MANIFEST, dataclasses.asdict(complete))
     return complete
 
 
-def read_manifest(folder: Path, format: str, version: int) -> Manifest:
-    """The manifest of a folder. Raises FormatError for a missing folder, another format or another version."""
+def read_manifest(folder: Path, format: str, version: int, needed: Collection[str] = ("",)) -> Manifest:
+    """The manifest of a folder, whose files are verified (`verify`, which see for ``needed``).
+
+    Raises FormatError for a missing folder, another format or another version.
+    """
     if not folder.is_dir():
         raise FormatError(f"{folder} is not a folder; expected a {format}")
     if not (folder / MANIFEST).is_file():
         raise FormatError(f"{folder} has no {MANIFEST}, so it is no {format} (or was not finished); make it anew")
-    found = read_json(folder / MANIFEST)
-    try:
-        manifest = Manifest(**found)
-    except TypeError as error:
-        raise FormatError(f"{folder / MANIFEST} is not a manifest: {error}") from error
+    manifest = read_json(folder / MANIFEST, Manifest)
     if manifest.format != format:
         raise FormatError(f"{folder} is a {manifest.format}, expected a {format}")
     if manifest.version != version:
@@ -196,4 +254,50 @@ def read_manifest(folder: Path, format: str, version: int) -> Manifest:
             f"{folder} is a {format} of version {manifest.version}; this program reads version {version}. "
             f"Make it anew, or install the release that wrote it: {', '.join(manifest.made_by)}."
         )
+    verify(folder, manifest, needed)
     return manifest
+
+
+def verify(folder: Path, manifest: Manifest, needed: Collection[str] = ("",)) -> None:
+    """Raise FormatError for a file that is not as the manifest says: missing, or of another content.
+
+    ``needed`` names files, or beginnings of their paths: what a reader does not open need not be there. Each file is
+    hashed once in the life of the process, and again when its size or time of change is another. Files that the
+    manifest does not list are nobody's; a reader that takes whatever it finds in a folder asks `check_listed`.
+    """
+    names = [name for name in manifest.files if name.startswith(tuple(needed))]
+    with ThreadPoolExecutor(min(len(names), 4) or 1) as pool:  # hashing releases the GIL
+        list(pool.map(lambda name: _verify_file(folder / name, manifest.files[name]), names))
+
+
+def verify_below(folder: Path) -> None:
+    """`verify` a folder by its own manifest, or by that of the folder which it is a part of; without one, nothing."""
+    for place in (folder, folder.absolute().parent):
+        if (place / MANIFEST).is_file():
+            inside = folder.absolute().relative_to(place.absolute()).as_posix()
+            verify(place, read_json(place / MANIFEST, Manifest), ["" if inside == "." else f"{inside}/"])
+            return
+
+
+def check_listed(folder: Path, manifest: Manifest, paths: Collection[Path]) -> None:
+    """Raise FormatError for a file in the folder that its manifest does not list, and that would be read."""
+    for path in paths:
+        if path.relative_to(folder).as_posix() not in manifest.files:
+            raise FormatError(f"{path} is not listed in {folder / MANIFEST}; remove it")
+
+
+def _verify_file(path: Path, digest: str) -> None:
+    try:
+        state = path.stat()
+        found = _digest(path.absolute(), state.st_size, state.st_mtime_ns)
+    except FileNotFoundError:
+        raise FormatError(f"{path} is missing; {MANIFEST} lists it, so part of the folder was lost") from None
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror}") from None
+    if found != digest:
+        raise FormatError(f"{path} is damaged or another file: its content is not what {MANIFEST} lists; make it anew")
+
+
+@lru_cache(maxsize=65_536)
+def _digest(path: Path, size: int, changed: int) -> str:
+    return file_digest(path)

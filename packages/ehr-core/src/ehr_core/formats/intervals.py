@@ -6,14 +6,13 @@
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ehr_core.errors import FormatError
-from ehr_core.formats.folder import read_json, write_json
-from ehr_core.formats.tokens import TOKENIZER
+from ehr_core.formats.folder import read_json, typed, write_json
+from ehr_core.formats.tokens import TOKENIZER, TokenizerFile
 
 FILE = "intervals.json"
 
@@ -53,7 +52,7 @@ class Intervals:
         """From means and from (lower, upper) of the same tokens. Raises KeyError when they name different ones."""
         if seconds.keys() != days.keys():
             raise KeyError(min(seconds.keys() ^ days.keys()))
-        return cls({name: Interval(float(seconds[name]), *_span(*days[name])) for name in seconds})
+        return cls({name: Interval(float(seconds[name]), *days[name]) for name in seconds})
 
     def save(self, folder: Path) -> None:
         """Write ``intervals.json``."""
@@ -69,22 +68,21 @@ class Intervals:
         path = folder / FILE if (folder / FILE).is_file() else folder / TOKENIZER
         if not path.is_file():
             return cls()
-        found = read_json(path)
+        if path.name != TOKENIZER:
+            return cls(read_json(path, dict[str, Interval]))
+        state = typed(read_json(path, TokenizerFile).state, _State, path, "$.state")
         try:
-            if path.name == TOKENIZER:
-                state = found.get("state", {})
-                return cls.join(state.get("interval_estimates", {}), state.get("interval_days", {}))
-            intervals = cls({name: Interval(**one) for name, one in found.items()})
-            numbers = [x for one in intervals.tokens.values() for x in dataclasses.astuple(one) if x is not None]
-            if not all(math.isfinite(number) for number in numbers):
-                raise ValueError("a number is not finite")
-            return intervals
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"{path} does not say how long tokens for time are: {error!r}; make it anew") from error
+            return cls.join(state.interval_estimates, state.interval_days)
+        except KeyError as error:
+            raise FormatError(f"{path} does not say how long the token {error} is; make it anew") from None
 
 
-def _span(lower: float, upper: float | None) -> tuple[float, float | None]:
-    return float(lower), None if upper is None else float(upper)
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """What a tokenizer's state once said."""
+
+    interval_estimates: dict[str, float] = dataclasses.field(default_factory=dict)
+    interval_days: dict[str, tuple[float, float | None]] = dataclasses.field(default_factory=dict)
 
 
 load_intervals = Intervals.load

@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, DataError, FormatError
-from ehr_core.formats.folder import MANIFEST, Manifest, digest_of, read_manifest, write_manifest
+from ehr_core.formats.folder import MANIFEST, Manifest, check_listed, digest_of, read_manifest, write_manifest
+from ehr_core.formats.folder import typed as as_type
 from ehr_core.formats.label_layout import label_files
 from ehr_core.formats.label_values import check_outcome, typed
 from ehr_core.formats.parquet import read_table, write_table
@@ -107,6 +109,13 @@ class Labels:
         return found
 
 
+class LabelsContent(msgspec.Struct):
+    """What readers need of the content of a labels folder's manifest."""
+
+    question: Question | None
+    name: str | None = None
+
+
 def label_array(table: pa.Table, question: Question) -> np.ndarray:
     """The outcome's columns of a table as float64, in the shape of the kind."""
     columns = [table[name] for name in COLUMNS[question.kind].label]
@@ -144,14 +153,18 @@ def read_labels(folder: Path, kind: str | None = None, split_of: Mapping[int, st
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"the kind of outcome is {kind!r}; allowed: {', '.join(KINDS)}")
     content: dict[str, Any] = {}
+    stated: LabelsContent | None = None
     if (folder / MANIFEST).is_file():
-        content = read_manifest(folder, FORMAT, VERSION).content
-        kind = content["question"]["kind"] if content["question"] else None
+        manifest = read_manifest(folder, FORMAT, VERSION)
+        check_listed(folder, manifest, [path for paths in files.values() for path in paths])
+        content = manifest.content
+        stated = as_type(content, LabelsContent, folder / MANIFEST, "$.content")
+        kind = stated.question.kind if stated.question else None
     raw = {split: [(path, read_table(path, text=TEXT)) for path in paths] for split, paths in files.items()}
     parts = [pair for pairs in raw.values() for pair in pairs]
     if not any(name in EVIDENCE for _, table in parts for name in table.column_names):
         kind = None
-    question = _question(parts, kind, content)
+    question = stated.question if stated else _question(parts, kind)
     columns = _columns(question)
     tables: dict[str, pa.Table] = {}
     for split, pairs in raw.items():
@@ -162,7 +175,7 @@ def read_labels(folder: Path, kind: str | None = None, split_of: Mapping[int, st
     ordered = {split: tables[split].sort_by([(key, "ascending") for key in KEY]) for split in tables}
     _refuse_twins(ordered, folder)
     place = folder.resolve()
-    name = content.get("name") or (place.name if place.is_dir() else place.stem)
+    name = (stated.name if stated else None) or (place.name if place.is_dir() else place.stem)
     if Path(name).name != name or name in (".", ".."):
         raise FormatError(f"{folder / MANIFEST} has a name of the task that is no plain name")
     return Labels(name, question, ordered, content)
@@ -173,10 +186,7 @@ def _present(parts: Iterable[tuple[Path, pa.Table]], name: str) -> bool:
     return any(_has(table, name) for _, table in parts)
 
 
-def _question(parts: list[tuple[Path, pa.Table]], kind: str | None, content: Mapping[str, Any]) -> Question | None:
-    if content:
-        found = content["question"]
-        return Question(found["kind"], tuple(found["names"])) if found else None
+def _question(parts: list[tuple[Path, pa.Table]], kind: str | None) -> Question | None:
     if kind is None:
         kind = next((meant for column, meant in EVIDENCE.items() if _present(parts, column)), None)
         empty = not any(len(table) for _, table in parts)
@@ -313,7 +323,7 @@ def _refuse_twins(tables: Mapping[str, pa.Table], folder: Path) -> None:
 
 def write_labels(path: Path, table: pa.Table, kind: str = BINARY) -> None:
     """Write one split of labels of a kind; the columns are checked, others are dropped."""
-    question = _question([(path, table)], kind, {})
+    question = _question([(path, table)], kind)
     write_table(path, _checked(table, path, _columns(question), question))
 
 

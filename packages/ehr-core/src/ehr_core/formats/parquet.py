@@ -1,16 +1,18 @@
-"""Parquet and CSV tables read with errors that name the file, and Parquet written whole."""
+"""Parquet and CSV tables read with errors that name the file, and Parquet written whole and with checksums."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ehr_core.errors import FormatError
 from ehr_core.formats.folder import replacing
+from ehr_core.formats.pages import checked, seal
 
 
 def read_table(path: Path, text: Collection[str] = ()) -> pa.Table:
@@ -41,7 +43,7 @@ def read_table(path: Path, text: Collection[str] = ()) -> pa.Table:
 
 
 def _read_parquet(path: Path) -> pa.Table:
-    with pa.OSFile(str(path)) as file:
+    with pa.OSFile(str(checked(path))) as file:
         return pq.read_table(file)
 
 
@@ -60,8 +62,26 @@ def _csv(path: Path, **options: Any) -> pa.Table:
         return pa.csv.read_csv(file, convert_options=pa.csv.ConvertOptions(quoted_strings_can_be_null=False, **options))
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write Parquet under a temporary name and rename it; folders above it are made."""
+def write_table(path: Path, table: pa.Table, compression: str = "snappy") -> None:
+    """Write Parquet under a temporary name and rename it; folders above it are made.
+
+    Each page has its checksum, and so has the footer (`ehr_core.formats.pages`).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(table, temporary, compression=compression, write_page_checksum=True)
+        seal(temporary)
+
+
+def write_frame(path: Path, frame: pl.DataFrame) -> None:
+    """`write_table` of a frame."""
+    write_table(path, frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
+
+
+def read_frame(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """A Parquet file as a frame. Raises FormatError for a file that is missing, damaged or lacks a column."""
+    try:
+        return pl.read_parquet(checked(path), columns=list(columns) if columns else None)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        wanted = f" or lacks {', '.join(columns)}" if columns else ""
+        raise FormatError(f"{path} is damaged{wanted}: {str(error).splitlines()[0]}") from error

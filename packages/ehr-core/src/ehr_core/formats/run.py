@@ -13,17 +13,30 @@ import contextlib
 import os
 import shutil
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from ehr_core.errors import FormatError
-from ehr_core.formats.folder import MANIFEST, Manifest, digest_of, read_json, read_manifest
+from ehr_core.formats.folder import MANIFEST, Manifest, digest_of, read_json, read_manifest, typed, verify
 from ehr_core.formats.vocabulary import Vocabulary
 from ehr_core.outcomes import Question
 
 FORMAT, VERSION = "run", 1
 DECIDING = ("model/", "tokenizer/", "objective.safetensors")
 """What decides the answers of a run: weights, shape and tokenizer, not how long training took or who watched."""
-NEEDED = (MANIFEST, "tokenizer", "model", "objective.safetensors", "checkpoints/best_model.pt")
+BEST, HISTORY = "checkpoints/best_model.pt", "logs/metrics_history.json"
+NEEDED = (MANIFEST, "tokenizer", "model", "objective.safetensors", BEST)
 """What predicting with a run needs of its folder."""
+
+
+class RunContent(msgspec.Struct):
+    """What readers need of the content of a run's manifest."""
+
+    context_length: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    question: Question | None = None
+    stage: str | None = None
+    job: str | None = None
 
 
 class Run:
@@ -31,13 +44,21 @@ class Run:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self.manifest: Manifest = read_manifest(self.path, FORMAT, VERSION)
+        self.manifest: Manifest = read_manifest(self.path, FORMAT, VERSION, ("tokenizer/",))
+        self.content = typed(self.manifest.content, RunContent, self.path / MANIFEST, "$.content")
         self.vocabulary = Vocabulary.load(self.tokenizer)
 
     @property
     def model(self) -> Path:
-        """The model in Hugging Face form."""
+        """The model in Hugging Face form, verified."""
+        verify(self.path, self.manifest, ["model/"])
         return self.path / "model"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The best checkpoint, verified."""
+        verify(self.path, self.manifest, [BEST])
+        return self.path / BEST
 
     @property
     def tokenizer(self) -> Path:
@@ -52,19 +73,20 @@ class Run:
     @property
     def history(self) -> list[dict[str, float]]:
         """Logged metrics, one dict a logged step, with ``step``."""
-        found = read_json(self.path / "logs" / "metrics_history.json")
-        return list(found)
+        verify(self.path, self.manifest, [HISTORY])
+        return read_json(self.path / HISTORY, list[dict[str, float]])
 
     @property
     def question(self) -> Question | None:
         """What the labels that it was trained on ask; None for a run without labels."""
-        found = self.manifest.content.get("question")
-        return Question(found["kind"], tuple(found["names"])) if found else None
+        return self.content.question
 
     @property
     def context_length(self) -> int:
-        """Positions of a window in training."""
-        return int(self.manifest.content["context_length"])
+        """Positions of a window in training. Raises FormatError for a run that does not say."""
+        if self.content.context_length is None:
+            raise FormatError(f"{self.path / MANIFEST} does not say context_length; make the run anew")
+        return self.content.context_length
 
     @property
     def digest(self) -> str:

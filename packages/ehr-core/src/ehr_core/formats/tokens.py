@@ -10,25 +10,38 @@ and what is needed to make a static prefix for any window: ``birth[S]`` int64 (N
 """
 
 import dataclasses
-import json
-import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ehr_core.ages import completed_years
 from ehr_core.errors import FormatError
-from ehr_core.formats.folder import Manifest, read_json, read_manifest, write_json
+from ehr_core.formats.arrays import map_arrays
+from ehr_core.formats.folder import (
+    MANIFEST,
+    Manifest,
+    check_listed,
+    read_json,
+    read_manifest,
+    typed,
+    verify,
+    write_json,
+)
 from ehr_core.formats.vocabulary import Vocabulary
 
 FORMAT, VERSION = "token-store", 1
 NO_TIME = np.iinfo(np.int64).min
-FIXED: tuple[str, ...] = ("subject_id", "offset", "token", "time", "birth")
-FIXED += ("static_offset", "static_slot", "static_token", "static_time")
+_ID = ("uint16", "uint32")
+FIXED = {"subject_id": ("int64",), "offset": ("int64",), "token": _ID, "time": ("int64",), "birth": ("int64",)}
+FIXED |= {"static_offset": ("int64",), "static_slot": ("uint16",), "static_token": _ID, "static_time": ("int64",)}
+"""Arrays that every shard has, and their types."""
 TOKENIZER = "tokenizer.json"
 PREFIX = "prefix.json"
+TOKENIZER_FILES = ("vocabulary.json", TOKENIZER, PREFIX, "intervals.json")
+"""What says how the tokens were made."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +63,34 @@ class TokenTable:
         """All arrays by name."""
         return {name: getattr(self, name) for name in FIXED} | self.columns
 
+    def fits(self) -> bool:
+        """Whether lengths and offsets belong together."""
+        subjects, rows, statics = len(self.subject_id), len(self.token), len(self.static_token)
+        flat = all(array.ndim == 1 for array in self.arrays().values())
+        lengths = [
+            len(self.birth) == subjects,
+            len(self.time) == rows,
+            *(len(c) == rows for c in self.columns.values()),
+        ]
+        lengths += [len(self.static_slot) == statics, len(self.static_time) == statics]
+        return (
+            flat
+            and all(lengths)
+            and _cuts(self.offset, subjects, rows)
+            and _cuts(self.static_offset, subjects, statics)
+        )
+
     def write(self, path: Path) -> None:
         """Write the shard as safetensors."""
         from safetensors.numpy import save_file
 
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: np.ascontiguousarray(array) for name, array in self.arrays().items()}, path)
+
+
+def _cuts(offset: np.ndarray, parts: int, whole: int) -> bool:
+    """Whether offsets cut a whole into parts, in order."""
+    return len(offset) == parts + 1 and offset[0] == 0 and offset[-1] == whole and bool((np.diff(offset) >= 0).all())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,36 +112,22 @@ class Prefix:
         return len(self.slots) + (2 if self.tens else 0)
 
 
-DTYPES = {"F32": np.float32, "F64": np.float64, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_}
-DTYPES |= {"U16": np.uint16, "U32": np.uint32, "I16": np.int16, "I8": np.int8, "F16": np.float16}
+class StoreContent(msgspec.Struct):
+    """What readers need of the content of a store's manifest; whoever shows the rest finds it there."""
+
+    vocabulary: str
+    """Digest of the vocabulary whose ids the tokens are."""
+    columns: list[str]
+    coverage: dict[str, dict[str, dict[str, int]]] = {}
+    splits: dict[str, dict[str, int]] = {}
 
 
-def map_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file as views of a read-only memory map; nothing is read until it is used.
+class TokenizerFile(msgspec.Struct):
+    """``tokenizer.json``."""
 
-    Raises FormatError for a truncated or foreign file.
-    """
-    try:
-        with path.open("rb") as file:
-            buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        size = int.from_bytes(buffer[:8], "little")
-        header = json.loads(buffer[8 : 8 + size])
-        arrays = {}
-        for name, spec in header.items():
-            if name == "__metadata__":
-                continue
-            start, end = (8 + size + place for place in spec["data_offsets"])
-            if end > len(buffer):
-                raise ValueError("it ends before its data")
-            flat: np.ndarray = np.frombuffer(
-                buffer, dtype=DTYPES[spec["dtype"]], count=int(np.prod(spec["shape"])), offset=start
-            )
-            arrays[name] = flat.reshape(spec["shape"])
-        return arrays
-    except FileNotFoundError:
-        raise FormatError(f"{path} is missing") from None
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        raise FormatError(f"{path} is damaged or no safetensors file: {error}") from error
+    name: str
+    settings: dict[str, Any] = {}
+    state: dict[str, Any] = {}
 
 
 class TokenStore:
@@ -114,23 +135,24 @@ class TokenStore:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self.manifest: Manifest = read_manifest(self.path, FORMAT, VERSION)
+        self.manifest: Manifest = read_manifest(self.path, FORMAT, VERSION, TOKENIZER_FILES)
+        self.content = typed(self.manifest.content, StoreContent, self.path / MANIFEST, "$.content")
         self.vocabulary = Vocabulary.load(self.path)
-        if self.manifest.content.get("vocabulary") != self.vocabulary.digest:
+        if self.content.vocabulary != self.vocabulary.digest:
             raise FormatError(f"{self.path}: vocabulary.json is not the one the tokens were made with; make it anew")
         self.prefix = load_prefix(self.path)
 
     @property
     def columns(self) -> list[str]:
         """Names of the further columns, each with one value a token."""
-        return list(self.manifest.content["columns"])
+        return list(self.content.columns)
 
     @property
     def unknown(self) -> float:
         """Share of all events that the vocabulary does not know; 0 where the manifest does not count them."""
-        counts = self.manifest.content.get("coverage", {}).get("all", {}).values()
-        events = sum(count["events"] for count in counts)
-        return sum(count["unk_events"] for count in counts) / events if events else 0.0
+        counts = self.content.coverage.get("all", {}).values()
+        events = sum(count.get("events", 0) for count in counts)
+        return sum(count.get("unk_events", 0) for count in counts) / events if events else 0.0
 
     def check_known(self, most: float) -> None:
         """Raise FormatError when more than a share of the events is unknown: these are not the records to apply to."""
@@ -152,14 +174,31 @@ class TokenStore:
         return found
 
     def tables(self, split: str) -> Iterator[TokenTable]:
-        """The shards of a split, each as memory-mapped arrays."""
-        for path in self.shards(split):
-            arrays = map_arrays(path)
-            missing = [name for name in FIXED if name not in arrays]
-            if missing:
-                raise FormatError(f"{path} lacks {', '.join(missing)}")
-            fixed = {name: arrays.pop(name) for name in FIXED}
-            yield TokenTable(**fixed, columns=arrays)
+        """The shards of a split, each as memory-mapped arrays, once their content is what the manifest says."""
+        paths = self.shards(split)
+        check_listed(self.path, self.manifest, paths)
+        verify(self.path, self.manifest, [f"{split}/"])
+        for path in paths:
+            yield read_shard(path, self.columns)
+
+
+def read_shard(path: Path, columns: Sequence[str]) -> TokenTable:
+    """A shard with these further columns. Raises FormatError for arrays that do not fit each other."""
+    arrays = map_arrays(path)
+    wanted = {*FIXED, *columns}
+    if arrays.keys() != wanted:
+        odd = ", ".join(sorted(arrays.keys() ^ wanted))
+        raise FormatError(f"{path} and {MANIFEST} differ in the arrays {odd}; make the store anew")
+    for name, kinds in FIXED.items():
+        if arrays[name].dtype.name not in kinds:
+            raise FormatError(f"{path}: {name} is {arrays[name].dtype}, expected {' or '.join(kinds)}")
+    fixed = {name: arrays.pop(name) for name in FIXED}
+    table = TokenTable(**fixed, columns=arrays)
+    if not table.fits():
+        raise FormatError(
+            f"{path}: its offsets and the lengths of its arrays do not fit each other; make the store anew"
+        )
+    return table
 
 
 def write_prefix(folder: Path, prefix: Prefix) -> None:
@@ -169,12 +208,12 @@ def write_prefix(folder: Path, prefix: Prefix) -> None:
 
 def load_prefix(folder: Path) -> Prefix:
     """Read ``prefix.json``."""
-    found: dict[str, Any] = read_json(folder / PREFIX)
-    try:
-        lists = {name: tuple(found[name]) for name in ("slots", "unknown", "tens", "units")}
-        return Prefix(**lists, age_unknown=found["age_unknown"])
-    except (TypeError, KeyError) as error:
-        raise FormatError(f"{folder / PREFIX} is not a prefix: {error}") from error
+    prefix = read_json(folder / PREFIX, Prefix)
+    if len(prefix.unknown) != len(prefix.slots) or {len(prefix.tens), len(prefix.units)} not in ({0}, {10}):
+        raise FormatError(
+            f"{folder / PREFIX} needs an unknown token a slot, and no digits of an age or ten of each kind"
+        )
+    return prefix
 
 
 def prefix_tokens(prefix: Prefix, table: TokenTable, subject: int, time: int) -> np.ndarray:

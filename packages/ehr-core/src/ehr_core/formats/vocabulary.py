@@ -5,6 +5,8 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from ehr_core.errors import FormatError
 from ehr_core.formats.folder import digest_of, read_json, write_json
 
@@ -28,6 +30,14 @@ class Token:
     """MEDS codes that become this token."""
     count: int = 0
     """Occurrences in the train split."""
+
+
+class _Row(msgspec.Struct, forbid_unknown_fields=True):
+    id: int
+    token: str
+    kind: str
+    codes: tuple[str, ...]
+    count: int
 
 
 class Vocabulary:
@@ -78,10 +88,9 @@ class Vocabulary:
     @classmethod
     def load(cls, folder: Path) -> "Vocabulary":
         """Read ``vocabulary.json``. Raises FormatError when ids are not 0, 1, 2, ..."""
-        rows = read_json(folder / FILE)
-        try:
-            if [row["id"] for row in rows] != list(range(len(rows))):
-                raise FormatError(f"{folder / FILE}: ids are not 0, 1, 2, ... in order")
-            return cls([Token(r["token"], r["kind"], tuple(r["codes"]), r["count"]) for r in rows])
-        except (KeyError, TypeError) as error:
-            raise FormatError(f"{folder / FILE} is not a vocabulary: {error!r}") from error
+        rows = read_json(folder / FILE, list[_Row])
+        if [row.id for row in rows] != list(range(len(rows))):
+            raise FormatError(f"{folder / FILE}: ids are not 0, 1, 2, ... in order")
+        if len({row.token for row in rows}) != len(rows):
+            raise FormatError(f"{folder / FILE} names a token twice")
+        return cls([Token(row.token, row.kind, row.codes, row.count) for row in rows])

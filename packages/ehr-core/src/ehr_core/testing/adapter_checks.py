@@ -94,7 +94,7 @@ def check_adapter_survives_saving(kind: str, component: Component, folder: Path)
     _train(model, head)
     place = folder / "adapter"
     adapter.save(model, place, head)
-    facts = read_json(place / "adapter.json")
+    facts = read_json(place / "adapter.json", dict[str, Any])
     assert facts.get("name") == component.name, f"adapter.json names {facts.get('name')!r}, not {component.name!r}"
     expected = to_plain(small_settings(component))
     assert facts.get("settings") == expected, f"adapter.json has settings {facts.get('settings')}, not {expected}"

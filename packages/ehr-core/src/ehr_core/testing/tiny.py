@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from ehr_core.formats.parquet import write_table
 
 SUBJECTS = {"train": range(1, 17), "tuning": range(101, 105), "held_out": range(201, 205)}
 SMALL_MODEL = {"num_layers": 2, "num_heads": 4, "width": 32, "mlp_width": 64, "context_length": 64, "dropout": 0.1}
@@ -49,7 +50,7 @@ def write_events(path: Path, rows: list[tuple[Any, ...]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = zip(*rows, strict=True) if rows else ([], [], [], [])
     arrays = [pa.array(list(column), field.type) for column, field in zip(columns, MEDS_SCHEMA, strict=True)]
-    pq.write_table(pa.Table.from_arrays(arrays, schema=MEDS_SCHEMA), path)
+    write_table(path, pa.Table.from_arrays(arrays, schema=MEDS_SCHEMA))
 
 
 def write_tiny_meds(folder: Path) -> Path:
@@ -62,11 +63,11 @@ def write_tiny_meds(folder: Path) -> Path:
     metadata.mkdir()
     pairs = [(subject, split) for split, subjects in SUBJECTS.items() for subject in subjects]
     splits = pa.table({"subject_id": pa.array([s for s, _ in pairs], pa.int64()), "split": [p for _, p in pairs]})
-    pq.write_table(splits, metadata / "subject_splits.parquet")
+    write_table(metadata / "subject_splits.parquet", splits)
     codes = sorted({code for subject, _ in pairs for _, _, code, _ in subject_rows(subject)})
     empty = pa.array([None] * len(codes), pa.string())
     parents = pa.array([None] * len(codes), pa.list_(pa.string()))
-    pq.write_table(pa.table({"code": codes, "description": empty, "parent_codes": parents}), metadata / "codes.parquet")
+    write_table(metadata / "codes.parquet", pa.table({"code": codes, "description": empty, "parent_codes": parents}))
     facts = {"dataset_name": "tiny", "dataset_version": "1", "meds_version": "0.4.1"}
     (metadata / "dataset.json").write_text(json.dumps(facts))
     return folder

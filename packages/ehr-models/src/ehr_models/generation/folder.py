@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ehr_core.errors import DataError, FormatError
-from ehr_core.formats.folder import check_free, digest_of, read_json, write_json
+from ehr_core.formats.folder import check_free, digest_of, read_json, typed, write_sealed
 from ehr_core.formats.intervals import Intervals
+from ehr_core.formats.pages import checked
 from ehr_core.formats.parquet import read_table, write_table
 from ehr_core.formats.vocabulary import Vocabulary
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -46,18 +47,27 @@ ADAPTED: Any = (BaseTunerLayer, ModulesToSaveWrapper)
 Key = tuple[int, int]
 
 
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """``generation.json``."""
+
+    settings: dict[str, Any]
+    vocabulary: str
+    intervals: str
+    adapters: list[str]
+    weights: str
+
+
 class Trajectories:
     """A folder of trajectories opened for reading. Raises FormatError when it is none."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        found = read_json(self.path / FACTS)
-        try:
-            self.settings = GenerationConfig(**found["settings"], rows=GenerationConfig.rows)
-            self.vocabulary_digest: str = found["vocabulary"]
-            """Of the vocabulary whose ids the tokens are."""
-        except (KeyError, TypeError) as error:
-            raise FormatError(f"{self.path / FACTS} does not describe trajectories ({error!r})") from error
+        found = read_json(self.path / FACTS, Facts)
+        settings = {"rows": GenerationConfig.rows, **found.settings}
+        self.settings = typed(settings, GenerationConfig, self.path / FACTS, "$.settings")
+        self.vocabulary_digest = found.vocabulary
+        """Of the vocabulary whose ids the tokens are."""
 
     def tables(self) -> Iterator[pa.Table]:
         """The parts, in the order in which they were written. Raises FormatError for a damaged file."""
@@ -70,7 +80,7 @@ class Trajectories:
         return table.sort_by([(name, "ascending") for name in ("subject_id", "prediction_time", "draw")])
 
     def __len__(self) -> int:
-        return sum(pq.ParquetFile(path).metadata.num_rows for path in parts(self.path))
+        return sum(pq.ParquetFile(checked(path)).metadata.num_rows for path in parts(self.path))
 
 
 def generate(
@@ -202,19 +212,15 @@ def _claim(folder: Path, engine: Engine) -> None:
     settings = dataclasses.asdict(engine.settings)
     del settings["rows"]  # it decides nothing about the result
     adapters, weights = acting(engine.model)
-    facts = {
-        "settings": settings,
-        "vocabulary": engine.vocabulary.digest,
-        "intervals": digest_of(engine.intervals),
-        "adapters": adapters,
-        "weights": weights,
-    }
+    facts = dataclasses.asdict(
+        Facts(settings, engine.vocabulary.digest, digest_of(engine.intervals), adapters, weights)
+    )
     if not (folder / FACTS).exists():
         check_free(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / FACTS, facts)
-    elif (found := read_json(folder / FACTS)) != facts:
-        other = sorted(name for name in facts if not isinstance(found, dict) or found.get(name) != facts[name])
+        write_sealed(folder / FACTS, facts)
+    elif (found := dataclasses.asdict(read_json(folder / FACTS, Facts))) != facts:
+        other = sorted(name for name in facts if found[name] != facts[name])
         raise FormatError(
             f"{folder} was begun with other {', '.join(other)}; give another folder, or remove it to draw anew"
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 import json
 import os
 import sys
@@ -18,15 +19,16 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from ehr_core.errors import FormatError
-from ehr_core.formats.tokens import map_arrays
+from ehr_core.formats.arrays import open_arrays
 from safetensors.numpy import save_file
 
 from ehr_tokenize.fit.quantiles import Counts
 
 PLAIN = (str, int, float, bool)
-KEY = "summary"
+KEY, DIGEST = "summary", "sha256"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +66,19 @@ def keep(kind: Any, summary: Any, path: Path) -> None:
     assert _keepable(kind), f"summaries of type {kind} cannot be kept; see `ehr_tokenize.fit.summaries`"
     arrays: dict[str, np.ndarray] = {}
     text = json.dumps(_plain(summary, arrays), separators=(",", ":"))
+    texts = {KEY: text, DIGEST: _digest(text, arrays)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(arrays, temporary, {KEY: text})
+    save_file(arrays, temporary, texts)
     temporary.replace(path)
+
+
+def _digest(text: str, arrays: dict[str, np.ndarray]) -> str:
+    """sha256 of a summary, its arrays in the order of their numbers."""
+    whole = hashlib.sha256(text.encode())
+    for name in sorted(arrays, key=int):
+        whole.update(np.ascontiguousarray(arrays[name]).data if arrays[name].size else b"")
+    return whole.hexdigest()
 
 
 def _plain(value: Any, arrays: dict[str, np.ndarray]) -> Any:
@@ -90,13 +101,11 @@ def _plain(value: Any, arrays: dict[str, np.ndarray]) -> Any:
 
 def recall(kind: Any, path: Path) -> Any:
     """What `keep` wrote, as a value of the type. Raises FormatError for a damaged file."""
-    arrays = map_arrays(path)
+    arrays, starts, texts = open_arrays(path)
     try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-        starts = {n: 8 + size + entry["data_offsets"][0] for n, entry in header.items() if n != "__metadata__"}
-        found = json.loads(header["__metadata__"][KEY])
+        if _digest(texts[KEY], arrays) != texts[DIGEST]:
+            raise ValueError("its content was changed")
+        found = msgspec.json.decode(texts[KEY])
         return _Reader(path, arrays, starts).read(kind, found)
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise FormatError(f"{path} is not a summary: {error!r}") from error

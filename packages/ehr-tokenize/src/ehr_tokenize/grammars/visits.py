@@ -118,9 +118,9 @@ class Visits(FittedTokenizer):
         path = Path(self.settings.mapping)
         if path.is_dir():
             raise FormatError(f"tokenizer.mapping: {path} is a folder; give a JSON file {{code: code}}")
-        found = read_json(path)
-        if not isinstance(found, dict) or not all(isinstance(to, str) and to for to in found.values()):
-            raise FormatError(f"{path} is not a JSON object of codes to codes")
+        found = read_json(path, dict[str, str])
+        if not all(found.values()):
+            raise FormatError(f"{path} has codes that become nothing; it must be a JSON object of codes to codes")
         self.files = {"mapping": file_digest(path)}
         return found
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 from ehr_core.errors import ConfigError, FormatError
+from ehr_core.formats.parquet import read_frame
 
 from ehr_tokenize.prepare.settings import MappingConfig
 
@@ -101,7 +102,7 @@ def read_mapping(name: str, settings: MappingConfig) -> dict[str, list[str]]:
     if not path.is_file():
         raise FormatError(f"mapping {name!r}: {path} is missing; give a CSV or Parquet file with columns {wanted}")
     try:
-        rows = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
+        rows = read_frame(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeDecodeError) as error:
         raise FormatError(f"mapping {name!r}: {path} cannot be read: {str(error).splitlines()[0]}") from error
     lacking = [column for column in wanted if column not in rows.columns]

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from ehr_core.errors import DataError, FormatError
+from ehr_core.formats.pages import checked
 
 from ehr_tokenize.sources.cells import Batch, Reading
 
@@ -103,7 +104,7 @@ def _frame(batch: pa.RecordBatch, columns: dict[str, str]) -> pl.DataFrame:
 
 def _parquet(path: Path, required: Sequence[str], optional: Sequence[str]) -> Iterator[pl.DataFrame]:
     # Times of the old kind (int96) would wrap around in nanoseconds: 9999-12-31 would be in 1816.
-    with pq.ParquetFile(path, coerce_int96_timestamp_unit="us") as file:
+    with pq.ParquetFile(checked(path), coerce_int96_timestamp_unit="us") as file:
         columns = _columns(path, file.schema_arrow.names, required, optional)
         for batch in file.iter_batches(ROWS, columns=list(columns)):
             yield _frame(batch, columns)

@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError
 from ehr_core.formats.folder import write_json
+from ehr_core.formats.parquet import write_table
 from ehr_core.progress import track
 from ehr_core.protocols import Executor
 from numpy.typing import ArrayLike
@@ -291,9 +291,8 @@ def write_shard(job: ShardJob) -> Counter[str]:
 
 def write_events(path: Path, events: pl.DataFrame) -> None:
     """Write a shard whose columns are among those of `SCHEMA`, of the types that MEDS asks for."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     schema = pa.schema([SCHEMA.field(name) for name in events.columns])
-    pq.write_table(events.to_arrow().cast(schema), path, compression="zstd")
+    write_table(path, events.to_arrow().cast(schema), "zstd")
 
 
 def _gather_book(spools: Sequence[Spooled]) -> pl.DataFrame:
@@ -310,7 +309,7 @@ def write_metadata(
     folder.mkdir(exist_ok=True)
     codes = book.select("code", "description", pl.concat_list("parent").alias("parent_codes"))
     codes = codes.with_columns(pl.when(book["parent"].is_not_null()).then("parent_codes"))
-    pq.write_table(codes.to_arrow().cast(BOOK_SCHEMA), folder / "codes.parquet")
+    write_table(folder / "codes.parquet", codes.to_arrow().cast(BOOK_SCHEMA))
     splits = {"subject_id": pa.array(subject_ids, pa.int64()), "split": pa.array(split_names, pa.string())}
-    pq.write_table(pa.table(splits), folder / "subject_splits.parquet")
+    write_table(folder / "subject_splits.parquet", pa.table(splits))
     write_json(folder / "dataset.json", {"meds_version": MEDS_VERSION, "code_modifier_columns": ["unit"], **facts})

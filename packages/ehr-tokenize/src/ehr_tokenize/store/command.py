@@ -16,9 +16,19 @@ import numpy as np
 from ehr_core.config import to_plain
 from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError, FormatError
-from ehr_core.formats.folder import Manifest, digest_of, file_digest, publish, read_json, write_json, write_manifest
+from ehr_core.formats.arrays import map_arrays
+from ehr_core.formats.folder import (
+    Manifest,
+    digest_of,
+    file_digest,
+    publish,
+    read_json,
+    verify_below,
+    write_json,
+    write_manifest,
+)
 from ehr_core.formats.meds import Shard, check_subjects, need_split, shards
-from ehr_core.formats.tokens import FORMAT, TOKENIZER, VERSION, TokenStore, map_arrays
+from ehr_core.formats.tokens import FORMAT, TOKENIZER, VERSION, TokenizerFile, TokenStore
 from ehr_core.plugins import build, registry
 from ehr_core.progress import Progress
 from ehr_core.protocols import Executor, Tokenizer
@@ -28,6 +38,7 @@ from ehr_tokenize.plugin import TokenizeConfig
 from ehr_tokenize.store import coverage, metadata
 from ehr_tokenize.store.jobs import (
     EncodeJob,
+    Record,
     SummarizeJob,
     encode,
     is_done,
@@ -81,7 +92,7 @@ class Run:
         finally:
             bar.close()
         content = self._content(tokenizer, meds, jobs)
-        plain = self._plain(read_json(self.work.store / TOKENIZER))
+        plain = self._plain(read_json(self.work.store / TOKENIZER, dict[str, Any]))
         manifest = Manifest(FORMAT, VERSION, _made_by(plain), plain, inputs, content)
         write_manifest(self.work.store, manifest)
 
@@ -91,7 +102,9 @@ class Run:
         inputs = {"source": digest_of(fingerprint or to_plain(self.settings.source))}
         if self.settings.fitted:
             names = (TOKENIZER, "vocabulary.json", "prefix.json")
-            inputs["fitted"] = digest_of([read_json(Path(self.settings.fitted) / name) for name in names])
+            fitted = Path(self.settings.fitted)
+            verify_below(fitted)
+            inputs["fitted"] = digest_of([read_json(fitted / name, Any) for name in names])
         return inputs
 
     def _begin(self, source: Any, inputs: dict[str, str]) -> tuple[Path, int]:
@@ -185,12 +198,12 @@ class Run:
         codes: dict[str, coverage.Codes] = {split: {} for split in (*names, "all")}
         mapped: coverage.Mapped = {}
         for job in jobs:
-            record = read_json(job.record)
-            splits[job.shard.split].update({"shards": 1, **record["counts"]})
-            treated[job.shard.split].update(record["treated"])
-            coverage.add_mapped(mapped, record["mapped"])
+            record = read_json(job.record, Record)
+            splits[job.shard.split].update({"shards": 1, **record.counts})
+            treated[job.shard.split].update(record.treated)
+            coverage.add_mapped(mapped, record.mapped)
             for part in (job.shard.split, "all"):
-                coverage.add(codes[part], record["codes"])
+                coverage.add(codes[part], record.codes)
         facts = metadata.dataset_facts(meds)
         return {
             "vocabulary": tokenizer.vocabulary.digest,
@@ -217,7 +230,7 @@ def _refuse_other_settings(given: dict[str, Any], fitted: Path) -> None:
     usual = to_plain(config())
     if {"tokenizer": given["name"]} not in TokenizeConfig().defaults:
         del usual["name"]  # whoever gave it chose it
-    differs = _differing(given, usual, read_json(fitted / TOKENIZER).get("settings", {}), "tokenizer")
+    differs = _differing(given, usual, read_json(fitted / TOKENIZER, TokenizerFile).settings, "tokenizer")
     if differs is not None:
         name, value, kept = (textwrap.shorten(str(part), 80) for part in differs)
         name = "tokenizer" if name == "tokenizer.name" else name

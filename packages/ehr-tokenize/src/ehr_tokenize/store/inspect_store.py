@@ -16,7 +16,7 @@ import numpy as np
 from ehr_core.constants import DAY_US, SPLITS
 from ehr_core.errors import ConfigError
 from ehr_core.formats.folder import read_json
-from ehr_core.formats.tokens import TOKENIZER, TokenStore, TokenTable, prefix_tokens
+from ehr_core.formats.tokens import TOKENIZER, TokenizerFile, TokenStore, TokenTable, prefix_tokens
 
 from ehr_tokenize.store import coverage, pictures
 from ehr_tokenize.store.settings import InspectConfig
@@ -102,7 +102,7 @@ def lines(store: TokenStore, figures: Figures, top: int) -> Iterator[str]:
 
 def _origin(store: TokenStore) -> tuple[str, str | None]:
     """Names of tokenizer and source. Commands beside ``tokenize`` make stores too, and theirs may have no source."""
-    return read_json(store.path / TOKENIZER)["name"], store.manifest.settings.get("source", {}).get("name")
+    return read_json(store.path / TOKENIZER, TokenizerFile).name, store.manifest.settings.get("source", {}).get("name")
 
 
 def _splits(content: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:

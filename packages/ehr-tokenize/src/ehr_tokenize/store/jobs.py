@@ -6,7 +6,6 @@ the run again takes what is there and does the rest.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,9 +15,9 @@ from typing import Any
 import numpy as np
 from ehr_core.config import from_plain
 from ehr_core.errors import FormatError
-from ehr_core.formats.folder import read_json
+from ehr_core.formats.folder import file_digest, read_json, verify_below, write_sealed
 from ehr_core.formats.meds import Shard, read_events, read_treated
-from ehr_core.formats.tokens import TOKENIZER
+from ehr_core.formats.tokens import TOKENIZER, TokenizerFile
 from ehr_core.plugins import build
 from ehr_core.protocols import Tokenizer
 
@@ -36,8 +35,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 def tokenizer_settings(folder: Path) -> Any:
     """The settings of that tokenizer."""
-    found = read_json(folder / TOKENIZER)
-    return from_plain("tokenizer", {"name": found["name"], **found["settings"]})
+    verify_below(folder)
+    found = read_json(folder / TOKENIZER, TokenizerFile)
+    return from_plain("tokenizer", {**found.settings, "name": found.name})
 
 
 # -- fit
@@ -109,17 +109,27 @@ def encode(job: EncodeJob) -> None:
         "treated": treated | odd_rows(events),
         "codes": coverage.code_events(events, tokenizer),
         "mapped": {name: dict(found) for name, found in tokenizer.mapped_events(events).items()},
-        "size": job.file.stat().st_size,
+        "digest": file_digest(job.file),
     }
     job.record.parent.mkdir(parents=True, exist_ok=True)
-    temporary = job.record.with_name(f".{job.record.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(record))  # not synced to disk: whoever finds it damaged encodes the shard again
-    temporary.replace(job.record)
+    write_sealed(job.record, record)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a shard that is done."""
+
+    counts: dict[str, int]
+    treated: dict[str, int]
+    codes: coverage.Codes
+    mapped: coverage.Mapped
+    digest: str
+    """Of the shard's tokens."""
 
 
 def is_done(job: EncodeJob) -> bool:
-    """Whether an earlier attempt encoded the shard."""
+    """Whether an earlier attempt encoded the shard; what it left and is damaged is made again."""
     try:
-        return bool(job.file.stat().st_size == read_json(job.record)["size"])
-    except (OSError, FormatError, KeyError, TypeError):
+        return file_digest(job.file) == read_json(job.record, Record).digest
+    except (OSError, FormatError):
         return False

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from ehr_core.errors import DataError, FormatError
 from ehr_core.formats.folder import read_json
+from ehr_core.formats.parquet import read_frame
 
 FILES = ("codes.parquet", "dataset.json", "subject_splits.parquet")
 
@@ -28,10 +29,7 @@ def dataset_facts(meds: Path) -> dict[str, Any]:
     path = meds / "metadata" / "dataset.json"
     if not path.is_file():
         return {}
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise FormatError(f"{path} is not a JSON object; MEDS wants dataset_name, dataset_version, ... in one")
-    return found
+    return read_json(path, dict[str, Any])
 
 
 def check_splits(meds: Path, shards: Iterable[tuple[str, Path, np.ndarray]]) -> int:
@@ -73,6 +71,6 @@ def codes_without_metadata(meds: Path, codes: Collection[str]) -> int:
 
 def _read(path: Path, columns: Mapping[str, pl.DataType | type[pl.DataType]]) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path, columns=list(columns)).cast(dict(columns))  # type: ignore[arg-type]
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        return read_frame(path, list(columns)).cast(dict(columns))  # type: ignore[arg-type]
+    except pl.exceptions.PolarsError as error:
         raise FormatError(f"{path} is damaged or lacks {', '.join(columns)}: {str(error).splitlines()[0]}") from error

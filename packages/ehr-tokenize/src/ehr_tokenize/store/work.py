@@ -16,10 +16,9 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
-from ehr_core.formats.folder import MANIFEST, check_free, read_json, write_json
+from ehr_core.formats.folder import MANIFEST, check_free, read_json, write_sealed
 from ehr_core.locks import held
 
 
@@ -73,10 +72,10 @@ class Work:
         """
         path = self.folder / "state.json"
         if not path.is_file():
-            write_json(path, {"digest": digest, "now": now})
+            write_sealed(path, {"digest": digest, "now": now})
             return now
-        found: dict[str, Any] = read_json(path)
-        if found.get("digest") != digest:
+        found = read_json(path, _State)
+        if found.digest != digest:
             raise Unfinished(
                 f"{self.folder} holds an unfinished store of other settings, records or versions; give another output, "
                 "or remove that folder"
@@ -84,7 +83,13 @@ class Work:
         for part in (self.store, self.folder / "fit", self.folder / "records"):
             for left in part.rglob(".*"):  # half a file, of the moment of the kill
                 left.unlink()
-        return int(found["now"])
+        return found.now
+
+
+@dataclass(frozen=True)
+class _State:
+    digest: str
+    now: int
 
 
 class Unfinished(FormatError):

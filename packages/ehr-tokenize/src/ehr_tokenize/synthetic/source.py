@@ -17,11 +17,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from ehr_core.constants import SPLITS
 from ehr_core.errors import ConfigError
 from ehr_core.formats import labels
 from ehr_core.formats.folder import Manifest
+from ehr_core.formats.parquet import write_table
 from ehr_core.progress import track
 from ehr_core.protocols import Executor
 
@@ -91,7 +91,7 @@ def pieces(settings: SyntheticConfig) -> list[Piece]:
 def write_shard(settings: SyntheticConfig, output: Path, piece: Piece) -> Written:
     """Draw one shard, write its events and return its labels."""
     shard = draw_shard(settings, piece.index, piece.count, piece.first_id)
-    pq.write_table(shard.data, output / "data" / piece.split / f"{piece.number}.parquet", compression="zstd")
+    write_table(output / "data" / piece.split / f"{piece.number}.parquet", shard.data, "zstd")
     return Written(shard.labels, pc.max(shard.data["time"]).cast(pa.int64()).as_py() // 1_000_000)
 
 

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from ehr_core.batch import Batch
-from ehr_core.errors import ConfigError, FormatError, NotApplicable
-from ehr_core.formats.folder import read_json, write_json
+from ehr_core.errors import ConfigError, NotApplicable
+from ehr_core.formats.folder import read_json, verify_below, write_json
 from ehr_core.formats.intervals import Intervals
 from ehr_core.formats.labels import read_labels
 from ehr_core.formats.run import Run
@@ -61,12 +61,8 @@ class TokenQuestion:
     @classmethod
     def load(cls, folder: Path) -> "TokenQuestion":
         """Read what `save` wrote. Raises FormatError."""
-        found = read_json(folder / FILE)
-        try:
-            within = {int(token): float(share) for token, share in found["within"].items()}
-            return cls([int(t) for t in found["positive"]], [int(t) for t in found["negative"]], within)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FormatError(f"{folder / FILE} is not an outcome in token ids; fit anew") from error
+        verify_below(folder)
+        return read_json(folder / FILE, cls)
 
 
 class Direct:

@@ -69,7 +69,8 @@ def _raise_first(workers: Workers, place: Path, job: TrainJob, stops: Stops) -> 
     if not any(worker.poll() for worker in workers) and all(worker.poll() == 0 for worker in workers):
         return
     reports: list[dict[str, Any]] = [
-        read_json(path) for path in sorted(place.glob("error_*.json"), key=lambda path: path.stat().st_mtime_ns)
+        read_json(path, dict[str, Any])
+        for path in sorted(place.glob("error_*.json"), key=lambda path: path.stat().st_mtime_ns)
     ]
     killed = [(rank, -worker.returncode) for rank, worker in enumerate(workers) if (worker.poll() or 0) < 0]
     stopped = [report for report in reports if report.get("stopped")]

@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from ehr_core.errors import EhrError
 from ehr_core.formats.folder import read_json, write_json
@@ -27,7 +28,7 @@ def main(folder: Path) -> int:
         from ehr_train.processes.group import Group
 
         group = Group.join()
-        train_here(TrainJob.from_plain(read_json(folder / "job.json")))
+        train_here(TrainJob.from_plain(read_json(folder / "job.json", dict[str, Any])))
         group.leave()
         return 0
     except EhrError as error:

@@ -68,7 +68,7 @@ def run(settings: RunnerConfig) -> Result | None:
     if output is None:
         output = (earlier_output(graph) if not graph.ran else None) or default_output()
     assemble(output, plan, _shown(settings))
-    scores = read_json(output / "scores.json") if (output / "scores.json").is_file() else None
+    scores = read_json(output / "scores.json", dict[str, Any]) if (output / "scores.json").is_file() else None
     parts = [(task, stage) for task, stage in plan.labels.items()]
     parts += [(f"{task}, {name}", stage) for (task, name), stage in plan.predicted.items()]
     notes = [f"{what}: not applicable: {stage.reason}" for what, stage in parts if stage.reason]

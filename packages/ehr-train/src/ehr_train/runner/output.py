@@ -46,7 +46,7 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
 def earlier_output(graph: Graph) -> Path | None:
     """The newest outputs/DATE/TIME beside the stages that was made of exactly these, or None."""
     found = sorted(graph.folder.parent.glob(f"*/*/{STAGES}"), reverse=True)
-    return next((path.parent for path in found if read_json(path) == names(graph)), None)
+    return next((path.parent for path in found if read_json(path, dict[str, Any]) == names(graph)), None)
 
 
 def names(graph: Graph) -> dict[str, str]:

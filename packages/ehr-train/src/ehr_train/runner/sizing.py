@@ -21,6 +21,7 @@ from ehr_core.constants import DATA, SPLITS
 from ehr_core.errors import DataError, NotApplicable
 from ehr_core.formats.labels import Labels, read_labels
 from ehr_core.formats.meds import READING, Shard, shards, subject_splits
+from ehr_core.formats.pages import checked
 from ehr_core.formats.parquet import write_table
 from ehr_core.formats.tokens import TokenStore
 from ehr_core.stages import Given, Stage
@@ -165,7 +166,7 @@ def copy_some(records: Path, target: Path) -> tuple[Path, float]:
 def first_subjects(mine: list[Shard], wanted: int) -> pa.Table:
     """Events of the first subjects, of a shard that has any: whole, at least one, as many as have ``wanted`` events."""
     shard = next((shard for shard in mine if pq.read_metadata(shard.path).num_rows), mine[0])
-    path = shard.path
+    path = checked(shard.path)
     if shard.subject_id is not None:
         wanted_S = pa.array(shard.subject_id[: max(1, wanted // 100)])
         table = pq.read_table(path)

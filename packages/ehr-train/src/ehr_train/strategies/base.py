@@ -1,10 +1,12 @@
 """Base of strategies that keep a whole copy of the learner in every process."""
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import msgspec
 import torch
 import torch.distributed as dist
 from ehr_core.errors import ConfigError
@@ -70,8 +72,9 @@ class Replicated:
         return {"state": state, "groups": groups}
 
     def restore_optimizer(self, learner: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-        """Put it back. Raises RuntimeError when it was saved for other parameters."""
+        """Put it back. Raises RuntimeError, before anything is changed, for the state of other parameters or shapes."""
         parameters = dict(learner.named_parameters())
+        check_optimizer(parameters, state)
         names = {parameter: name for name, parameter in parameters.items()}
         order = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
         if order != [group["names"] for group in state["groups"]]:
@@ -115,6 +118,35 @@ class Replicated:
     def norm(self, norms: torch.Tensor) -> torch.Tensor:
         """The norm of all gradients from those of the parts on this rank."""
         return torch.linalg.vector_norm(norms)
+
+
+class _Saved(msgspec.Struct):
+    """What `Replicated.optimizer_state` gives."""
+
+    state: dict[str, dict[str, Any]]
+    groups: list[dict[str, Any]]
+
+
+def check_optimizer(parameters: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+    """Raise RuntimeError unless all that an optimizer keeps of a parameter is a finite number or in its shape.
+
+    A rank that alone finds out later leaves the others waiting for it.
+    """
+    found = msgspec.convert(dict(state), _Saved)
+    kinds = {frozenset(values) for values in found.state.values()}
+    if found.state and (len(kinds) > 1 or not found.state.keys() <= parameters.keys()):
+        raise RuntimeError("the optimizer's state is of other parameters")
+    for name, values in found.state.items():
+        for key, value in values.items():
+            if not isinstance(value, torch.Tensor):
+                fits = isinstance(value, int | float)
+            else:
+                fits = value.shape in ((), parameters[name].shape) and value.is_floating_point()
+            if not fits:
+                raise RuntimeError(f"{key} of {name} in the optimizer's state is not in the shape of the parameter")
+    numbers = [(key, value) for group in found.groups for key, value in group.items() if isinstance(value, float)]
+    if odd := [key for key, value in numbers if not math.isfinite(value)]:
+        raise RuntimeError(f"{odd[0]} in the optimizer's state is no finite number")
 
 
 def check_processes(name: str, most: int | None, size: int) -> None:
