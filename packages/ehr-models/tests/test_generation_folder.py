@@ -241,5 +241,5 @@ def test_a_folder_that_holds_something_else_is_refused(model, prompts, tmp_path)
     with pytest.raises(FormatError, match=r"generation\.json is missing"):
         Trajectories(tmp_path)
     (tmp_path / "generation.json").write_text("{}")
-    with pytest.raises(FormatError, match="does not describe trajectories"):
+    with pytest.raises(FormatError, match=r"generation\.json: \$: object missing"):
         Trajectories(tmp_path)

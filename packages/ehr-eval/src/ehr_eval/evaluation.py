@@ -170,6 +170,13 @@ class _OfTwo(_Score):
     second: str
 
 
+class _Settings(msgspec.Struct):
+    split: str
+    confidence: float
+    num_bootstrap: int
+    seed: int
+
+
 class _Metric(msgspec.Struct):
     name: str
     higher_is_better: bool
@@ -179,7 +186,7 @@ class _Content(_Head, forbid_unknown_fields=True, kw_only=True):
     """``scores.json``, whose readers take the rows as they are."""
 
     made_by: list[str]
-    settings: dict[str, Any]
+    settings: _Settings
     inputs: dict[str, str]
     metrics: list[_Metric]
     scores: list[_Counted]

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 from ehr_core.errors import DataError, FormatError
-from ehr_core.formats.folder import MANIFEST, read_manifest, typed
+from ehr_core.formats.folder import MANIFEST, Manifest, read_json, read_manifest, typed
 from ehr_core.formats.predictions import FILE, Predictions, read_predictions
 from ehr_core.outcomes import Question
 from ehr_core.stages import NOT_APPLICABLE, read_reason
@@ -82,7 +82,9 @@ def find(folder: Path) -> list[Found]:
     """Predictor folders: <task>/<predictor>/ or <predictor>/ below, or ``folder`` itself; by task and predictor."""
 
     def there(path: Path) -> bool:
-        return (path / FILE).is_file() or (path / NOT_APPLICABLE).is_file()
+        if (path / FILE).is_file() or (path / NOT_APPLICABLE).is_file():
+            return True  # else its manifest tells that predictions were lost, which reading them will say
+        return (path / MANIFEST).is_file() and read_json(path / MANIFEST, Manifest).format == FORMAT
 
     def visible(path: Path) -> list[Path]:
         return sorted(

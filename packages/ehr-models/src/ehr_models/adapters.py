@@ -111,7 +111,7 @@ class Facts:
     base: str
     """Digest of the weights that it sits on."""
     vocab_size: int
-    objective: dict[str, Any] | None = None
+    objective: dict[str, Any] | None
     """Settings of the objective whose head is there."""
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     """Digests of the files beside it."""
@@ -193,8 +193,9 @@ def _facts(folder: Path) -> tuple[AdapterConfig, str, int, Any]:
     """Settings, base, size of the vocabulary and the objective's settings of a folder. Raises FormatError."""
     verify_below(folder)
     facts = read_json(folder / FACTS, Facts)
-    if odd := [name for name, digest in facts.files.items() if file_digest(folder / name) != digest]:
-        raise FormatError(f"{folder / odd[0]} is damaged or another file: {FACTS} lists another content; save it again")
+    for name, digest in facts.files.items():
+        if not (folder / name).is_file() or file_digest(folder / name) != digest:
+            raise FormatError(f"{folder / name} is missing or damaged ({FACTS} lists it); save the adapter again")
     try:
         settings = AdapterConfig(**facts.settings)
         check(settings)

@@ -3,20 +3,21 @@
 Polars reads events two to three times as fast as Arrow, and does not look at checksums; and a damaged footer can end
 either library, and Python with it. So the footer and the headers of pages, which are Thrift's compact protocol, are
 walked here first. A page header says how long its page is and, where the writer wrote it, its CRC-32. What we write
-(`ehr_core.formats.parquet`) has one for every page, and a seal before the footer: eight letters and the footer's own
-CRC-32, in a place that no other reader looks at. Files of other writers may have neither.
+(`ehr_core.formats.parquet`) has one for every page, and a seal before the footer, in a place that no other reader looks
+at: eight letters, the CRC-32 of the footer, and that of all before the seal, headers of pages included. Files of other
+writers may have neither.
 """
 
 import functools
 import mmap
-import os
 import zlib
 from pathlib import Path
 from typing import Any
 
 from ehr_core.errors import FormatError
 
-MAGIC, SEAL = b"PAR1", b"FOOTCRC:"
+MAGIC, SEAL = b"PAR1", b"EHRCRC32"
+SEAL_SIZE = 16
 TAIL = 8
 """Bytes behind the footer: its length, and the magic."""
 STOP, TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(13)
@@ -25,14 +26,15 @@ DEEPEST = 16
 """Structs and lists within each other; Parquet has eight."""
 
 
-def checked(path: Path) -> Path:
+def checked(path: Path, pages: bool = True) -> Path:
     """The path of a Parquet file, once it is what its checksums say; looked at again when it changes.
 
-    Raises FormatError that names the file.
+    Without ``pages`` only the footer is looked at, for who wants to know the columns. Raises FormatError that names the
+    file.
     """
     try:
         state = path.stat()
-        _check(path, state.st_size, state.st_mtime_ns)
+        _check(path, pages, state.st_size, state.st_mtime_ns)
     except FileNotFoundError:
         raise FormatError(f"{path} is missing") from None
     except (OSError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -42,42 +44,50 @@ def checked(path: Path) -> Path:
 
 
 @functools.lru_cache(maxsize=65_536)
-def _check(path: Path, size: int, changed: int) -> None:
+def _check(path: Path, pages: bool, size: int, changed: int) -> None:
     if size < len(MAGIC) + TAIL:
         raise ValueError("it is too short")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        start, footer = _footer(content)
+        start, footer, body = _footer(content)
         found, _ = _struct(footer, 0, DEEPEST)
         for element in found[2]:
             element[4].decode()  # a name that is no text ends other readers
         with memoryview(content) as data:
-            for group in found.get(4, []):
-                for column in group[1]:
+            if pages and body is not None:
+                if zlib.crc32(data[: start - SEAL_SIZE]) != body:
+                    raise ValueError("its content differs from its checksum")
+            elif pages:
+                for column in (column for group in found.get(4, []) for column in group[1]):
                     _walk(data, column[3], start)
 
 
-def _footer(content: Any) -> tuple[int, bytes]:
-    """Where the footer starts, and its bytes, which are what their seal says where there is one."""
+def _footer(content: Any) -> tuple[int, bytes, int | None]:
+    """Where the footer starts, its bytes, which are what their seal says, and the checksum of all before the seal.
+
+    A file without a seal has no such checksum.
+    """
     end = len(content) - TAIL
     start = end - int.from_bytes(content[end : end + 4], "little")
     if content[:4] != MAGIC or content[-4:] != MAGIC or start < len(MAGIC):
         raise ValueError("it does not begin and end as one")
     footer = content[start:end]
-    seal = content[start - len(SEAL) - 4 : start]
-    if seal[:-4] == SEAL and zlib.crc32(footer) != int.from_bytes(seal[-4:], "little"):
+    seal = content[start - SEAL_SIZE : start] if start >= SEAL_SIZE else b""
+    if seal[:8] != SEAL:
+        return start, footer, None
+    if zlib.crc32(footer) != int.from_bytes(seal[8:12], "little"):
         raise ValueError("its footer differs from its checksum")
-    return start, footer
+    return start, footer, int.from_bytes(seal[12:], "little")
 
 
 def seal(path: Path) -> None:
-    """Put the checksum of the footer before the footer of a file that is just being written."""
-    with path.open("rb+") as file:
-        file.seek(-TAIL, os.SEEK_END)
-        tail = file.read()
-        start = file.seek(-TAIL - int.from_bytes(tail[:4], "little"), os.SEEK_END)
-        footer = file.read()[:-TAIL]
+    """Put the checksums of footer and body between the two, in a file that is just being written."""
+    with path.open("rb+") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start, footer, _ = _footer(content)
+        with memoryview(content) as data:
+            body = zlib.crc32(data[:start])
+        tail = content[-TAIL:]
         file.seek(start)
-        file.write(SEAL + zlib.crc32(footer).to_bytes(4, "little") + footer + tail)
+        file.write(SEAL + zlib.crc32(footer).to_bytes(4, "little") + body.to_bytes(4, "little") + footer + tail)
 
 
 def _walk(data: memoryview, column: dict[int, Any], most: int) -> None:

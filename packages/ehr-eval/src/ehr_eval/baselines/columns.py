@@ -68,5 +68,5 @@ def load(folder: Path, columns: Columns, *names: str) -> list[np.ndarray]:
         for name in STATE:
             setattr(columns, name, np.load(folder / f"{name}.npy", allow_pickle=False))
         return [np.load(folder / f"{name}.npy", allow_pickle=False) for name in names]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise FormatError(f"{folder} does not hold what a baseline saved: {error}") from error
