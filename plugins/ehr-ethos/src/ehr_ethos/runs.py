@@ -121,7 +121,7 @@ def interval_lengths(vocabulary: Vocabulary, estimates: Path | None) -> tuple[di
         # All borders are within these limits, and numbers in another unit are not.
         if not middle[name] / 2 <= micros / SECOND_US <= middle[name] * 2:
             raise FormatError(
-                f"{estimates}: the mean of {name!r} is {micros}; expected microseconds, about "
+                f"{estimates}: the mean of {name!r} is {micros:g}; expected microseconds, about "
                 f"{middle[name] * SECOND_US:.0f}"
             )
     means = {name: micros / SECOND_US for name, micros in means.items()}

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ehr_core.errors import FormatError
 from ehr_core.formats.folder import read_json, typed, write_json
 from ehr_core.formats.tokens import TOKENIZER, TokenizerFile
@@ -77,12 +79,11 @@ class Intervals:
             raise FormatError(f"{path} does not say how long the token {error} is; make it anew") from None
 
 
-@dataclasses.dataclass(frozen=True)
-class _State:
-    """What a tokenizer's state once said."""
+class _State(msgspec.Struct):
+    """What a tokenizer's state once said, beside other things."""
 
-    interval_estimates: dict[str, float] = dataclasses.field(default_factory=dict)
-    interval_days: dict[str, tuple[float, float | None]] = dataclasses.field(default_factory=dict)
+    interval_estimates: dict[str, float] = {}
+    interval_days: dict[str, tuple[float, float | None]] = {}
 
 
 load_intervals = Intervals.load
