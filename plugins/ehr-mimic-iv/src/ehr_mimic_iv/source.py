@@ -225,9 +225,9 @@ def _rows(path: Path) -> int:
 
 def settle_deaths(path: Path) -> int:
     """Move deaths of a shard that are known by date (``dod``) to the end of their day; returns how many moved."""
-    events, number = deaths_settled(pl.read_parquet(path))
+    events, number = deaths_settled(read_frame(path))
     if number:
-        events.write_parquet(path)
+        write_frame(path, events)
     return number
 
 

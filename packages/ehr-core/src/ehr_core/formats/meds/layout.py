@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,6 +18,7 @@ from ehr_core.errors import DataError, FormatError
 from ehr_core.formats.folder import read_json
 from ehr_core.formats.meds.rows import check_columns, read_events
 from ehr_core.formats.meds.shard import EPOCH, LATEST, Given, Reading, Shard, day_after, microseconds, reading_of
+from ehr_core.formats.pages import checked
 
 SUBJECT_SPLITS = Path("metadata") / "subject_splits.parquet"
 
@@ -109,7 +111,7 @@ def _by_subject(folder: Path, paths: Sequence[Path], reading: Reading) -> list[S
 def _read_splits(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Subjects (M,) int64, ascending, and the place of the split of each in SPLITS."""
     try:
-        table = pl.read_parquet(path, columns=["subject_id", "split"])
+        table = pl.read_parquet(checked(path), columns=["subject_id", "split"])
         id_M = table["subject_id"].cast(pl.Int64).to_numpy()
         names = table["split"].cast(pl.String)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
@@ -163,7 +165,7 @@ def _slow_last_time(path: Path) -> int | None:
 
 def _times(path: Path) -> pa.ChunkedArray:
     """All times of a file that are not null, int64 microseconds."""
-    column = pq.read_table(path, columns=["time"])["time"].drop_null()
+    column = pq.read_table(checked(path), columns=["time"])["time"].drop_null()
     if pa.types.is_null(column.type):
         return column.cast(pa.int64())
     return column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
@@ -192,7 +194,7 @@ def _later(path: Path, size: int, changed: int, limit: int) -> tuple[int, int]:
 def _made(folder: Path, now: int | None) -> int:
     """When the dataset was made, in microseconds: its own ``created_at``, else now."""
     path = folder / "metadata" / "dataset.json"
-    facts = read_json(path) if path.is_file() else {}
+    facts = read_json(path, dict[str, Any]) if path.is_file() else {}
     try:
         return microseconds(datetime.fromisoformat(str(facts["created_at"])))
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -233,7 +235,7 @@ def subjects_of(shard: Shard | Path) -> np.ndarray:
         return shard.subject_id
     path = shard.path if isinstance(shard, Shard) else shard
     try:
-        column = pl.scan_parquet(path).select(pl.col("subject_id").cast(pl.Int64).drop_nulls().unique().sort())
+        column = pl.scan_parquet(checked(path)).select(pl.col("subject_id").cast(pl.Int64).drop_nulls().unique().sort())
         return column.collect()["subject_id"].to_numpy()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise FormatError(f"{path} is damaged: {str(error).splitlines()[0]}") from error

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from ehr_core.errors import DataError, FormatError
 from ehr_core.formats.meds import times
 from ehr_core.formats.meds.shard import Shard
+from ehr_core.formats.pages import checked
 from ehr_core.formats.tokens import NO_TIME
 
 TREATED = {
@@ -49,7 +50,7 @@ def check_columns(path: Path) -> list[str]:
     A column in which everything is null may have the type null, as some writers infer it.
     """
     try:
-        schema = pq.read_schema(path)
+        schema = pq.read_schema(checked(path, pages=False))
     except FileNotFoundError:
         raise FormatError(f"{path} is missing") from None
     except (pa.ArrowException, OSError) as error:
@@ -113,7 +114,7 @@ def _typed(path: Path, more: Sequence[str]) -> tuple[pl.DataFrame, bool, bool]:
     present = check_columns(path)
     further = _further(path, more)
     try:
-        events = pl.read_parquet(path, columns=[*present, *(name for name, there in further.items() if there)])
+        events = pl.read_parquet(checked(path), columns=[*present, *(name for name, there in further.items() if there)])
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         _refuse_bad_text(path)
         raise FormatError(f"{path} is damaged: {str(error).splitlines()[0]}") from error

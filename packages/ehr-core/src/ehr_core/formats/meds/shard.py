@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ehr_core.constants import MEDS_BIRTH, SECOND_US, SPLITS
-from ehr_core.errors import ConfigError, FormatError
+from ehr_core.errors import ConfigError
 from ehr_core.formats.folder import read_json, write_json
 
 READING = "reading.json"
@@ -86,13 +86,7 @@ class Given:
 def reading_of(folder: Path) -> Given:
     """What a folder's ``reading.json`` says; the usual where there is none."""
     path = folder / READING
-    if not path.is_file():
-        return Given()
-    found = read_json(path)
-    try:
-        return Given(**found | {"birth": tuple(found["birth"])})
-    except (TypeError, KeyError) as error:
-        raise FormatError(f"{path} does not say how to read records: {error}") from error
+    return read_json(path, Given) if path.is_file() else Given()
 
 
 def write_view(folder: Path, records: Path, given: Given) -> Path:
