@@ -40,5 +40,5 @@ def test_a_subject_in_two_shards_or_two_splits_is_refused(tmp_path, splits, plac
 def test_a_damaged_file_is_named(tmp_path):
     path = write(tmp_path, train=[[1]]) / "data" / "train" / "0.parquet"
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(FormatError, match=r"0\.parquet is damaged"):
+    with pytest.raises(FormatError, match=r"0\.parquet is not a readable Parquet file"):
         subjects_of(path)
