@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 from ehr_core.errors import DataError, FormatError, NotApplicable
 from ehr_core.formats.folder import read_manifest
+from ehr_eval import commands
 from ehr_eval.applying import apply
 from ehr_eval.benchmarking import benchmark
 from ehr_eval.evaluation import evaluate
@@ -22,7 +23,7 @@ from ehr_eval.settings import (
     LogisticConfig,
     PredictConfig,
 )
-from ehr_eval.task_settings import Readmission30dConfig
+from ehr_eval.task_settings import NextDiagnosesConfig, Readmission30dConfig
 from ehr_eval.user_labels import read_user_labels
 
 SPLITS = {"train": range(1, 180), "tuning": range(180, 220), "held_out": range(220, 261)}
@@ -145,6 +146,14 @@ def test_odd_times_are_counted_in_the_manifest_of_the_labels(parts, tiny, write,
     content = read_manifest(tmp_path / "out/labels/given", "labels", 2).content
     assert content["times"]["unseen"] == 3
     assert any("3 of 260 samples are asked before the patient's first event" in note for note in content["notes"])
+
+
+def test_a_group_of_codes_that_matched_nothing_is_named(parts, tiny, tmp_path, capsys):
+    task = NextDiagnosesConfig(groups={"some": ["NOTE//0", "NOTE//1"], "none": ["NO//SUCH"]})
+    commands.label(LabelConfig(source=parts.source(path=tiny), task={"codes": task}, output=tmp_path / "l"))
+    line = "codes: 1 of 2 labels have no sample at all: none"
+    assert f"note: {line}" in capsys.readouterr().err
+    assert line in read_manifest(tmp_path / "l/codes", "labels", 2).content["notes"]
 
 
 def test_ordinary_labels_have_no_notes_of_their_own(write, tiny):

@@ -10,6 +10,7 @@ from ehr_core.outcomes import BINARY, MULTICLASS
 
 from ehr_eval import applying, benchmarking, evaluation, labelling, predicting
 from ehr_eval.datasets import output_folder
+from ehr_eval.label_notes import say_notes
 from ehr_eval.page import report as page
 from ehr_eval.settings import (
     ApplyConfig,
@@ -34,6 +35,7 @@ def label(settings: LabelConfig) -> None:
     for name, reason in labelling.reasons_in(settings.output).items():
         note(f"{name}: not applicable: {reason}")
     for labels in found.values():
+        say_notes(labels)
         for split in labels.splits:
             print(f"{labels.name} {split}: {counts(labels, split)}")
 

@@ -34,6 +34,7 @@ from ehr_core.stages import NOT_APPLICABLE, read_reason, write_reason
 
 from ehr_eval.__about__ import __version__
 from ehr_eval.datasets import output_folder, provided
+from ehr_eval.label_notes import describe_labels
 from ehr_eval.settings import MISSING, LabelConfig
 
 
@@ -84,7 +85,8 @@ def label_tasks(
                 write_reason(folder / name, str(reason))
                 continue
             labels = _collected(name, part, Question(_kind(part), tuple(built[name].names)), parts, meds)
-            result[name] = _written(folder / name, labels, part, source, {"end": end.isoformat(), "treated": treated})
+            facts = {"end": end.isoformat(), "treated": treated, "notes": describe_labels(labels, fit=False)}
+            result[name] = _written(folder / name, labels, part, source, facts)
         if len(reasons) == len(tasks):
             raise NotApplicable("; ".join(reasons.values()))
     return result

@@ -19,6 +19,7 @@ from ehr_core.plugin import MedsConfig
 from ehr_core.plugins import build, registry
 from ehr_core.stages import Given, Graph, Stage, check_writable, settings_key
 from ehr_eval.evaluation import check_scoring
+from ehr_eval.label_notes import say_notes
 from ehr_eval.parts import choose_metrics, choose_predictors, kind_of, needs_run
 from ehr_eval.settings import ScoringConfig
 from ehr_eval.user_labels import label_folders, read_user_labels
@@ -169,7 +170,9 @@ def _add_labels(plan: Plan, meds: Stage | Given) -> None:
         plan.labels[labels.name] = stage
     if isinstance(meds, Given) and not all(stage.done for stage in plan.labels.values()):
         scored = [s.evaluation.split] if s.predictors else []
-        read_user_labels(Path(s.labels), meds.path, s.kind, splits=scored)  # everything about them is checked now
+        checked = read_user_labels(Path(s.labels), meds.path, s.kind, splits=scored)  # everything about them, now
+        for labels in checked.values() if s.dry_run else ():  # a run says it when it takes them
+            say_notes(labels)
 
 
 class _Unwritten(dict[int, str]):

@@ -37,9 +37,11 @@ def write_records(output: Path, source: Any, *, free: Any) -> None:
 
 def label_task(output: Path, task: Mapping[str, Any], *, meds: Path, free: Any) -> None:
     """OUTPUT/<task>: labels that a task (name to settings) finds in the records."""
+    from ehr_eval.label_notes import say_notes
     from ehr_eval.labelling import label_tasks
 
-    label_tasks(task, meds, output, executor=build("executor", free))
+    for labels in label_tasks(task, meds, output, executor=build("executor", free)).values():
+        say_notes(labels)
 
 
 @dataclass(frozen=True)
