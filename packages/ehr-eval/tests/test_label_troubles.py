@@ -148,12 +148,25 @@ def test_odd_times_are_counted_in_the_manifest_of_the_labels(parts, tiny, write,
     assert any("3 of 260 samples are asked before the patient's first event" in note for note in content["notes"])
 
 
-def test_a_group_of_codes_that_matched_nothing_is_named(parts, tiny, tmp_path, capsys):
-    task = NextDiagnosesConfig(groups={"some": ["NOTE//0", "NOTE//1"], "none": ["NO//SUCH"]})
-    commands.label(LabelConfig(source=parts.source(path=tiny), task={"codes": task}, output=tmp_path / "l"))
-    line = "codes: 1 of 2 labels have no sample at all: none"
-    assert f"note: {line}" in capsys.readouterr().err
-    assert line in read_manifest(tmp_path / "l/codes", "labels", 2).content["notes"]
+def test_a_group_of_codes_that_matched_nothing_is_named(parts, dataset, events, tmp_path, capsys):
+    def records(subject, code):
+        stay = [(subject, day, f"HOSPITAL_{what}") for day, what in ((0, "ADMISSION"), (3, "DISCHARGE"))]
+        again = [(subject, 10 + day, code) for _, day, code in stay]
+        return [events([*stay, *again, (subject, 11, code), (subject, 2000, "CLINIC")])]
+
+    meds = dataset(
+        tmp_path / "m", train=records(1, "DX//A1"), tuning=records(2, "DX//A2"), held_out=records(3, "DX//B")
+    )
+    tasks = {
+        "codes": NextDiagnosesConfig(systems=["DX//"], groups={"some": ["A"], "none": ["C"]}),
+        "nobody": NextDiagnosesConfig(systems=["DX//"], groups={"some": ["A"]}, horizon_days=1.0),
+    }
+    commands.label(LabelConfig(source=parts.source(path=meds), task=tasks, output=tmp_path / "l"))
+    said = capsys.readouterr().err
+    assert "note: codes: 1 of 2 labels have no sample at all: none" in said
+    assert "note: nobody: there is no sample" in said
+    for task in tasks:
+        assert read_manifest(tmp_path / "l" / task, "labels", 2).content["notes"]
 
 
 def test_ordinary_labels_have_no_notes_of_their_own(write, tiny):

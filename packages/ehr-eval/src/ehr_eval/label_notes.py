@@ -35,6 +35,8 @@ def describe_labels(labels: Labels, fit: bool = True) -> list[str]:
     if labels.question is None:
         return []
     there = [split for split in labels.splits if len(labels.tables[split])]
+    if not there:
+        return [f"{labels.name}: there is no sample"]
     found = [text for split in there for text in _uniform(labels, split)]
     if labels.question.kind in (MULTICLASS, MULTILABEL):
         found += _absent(labels, [split for split in there if split == "train" or not fit])
