@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ehr_core.errors import DataError, FormatError
+from ehr_core.formats.label_layout import has_labels
 from ehr_core.formats.labels import read_labels
 
 SUBJECTS = [1, 2, 3, 4]
@@ -233,6 +234,15 @@ def test_files_of_several_tasks_in_one_folder_are_never_mixed(tmp_path, names):
     shard(tmp_path / "task", names[1], [3, 4])
     with pytest.raises(FormatError, match="give each task a folder of its own"):
         read_labels(tmp_path / "task", split_of=SPLIT_OF)
+
+
+def test_tasks_that_are_called_by_numbers_are_tasks(tmp_path):
+    for task in ("30", "90"):
+        shard(tmp_path / "tasks" / task, "train", [1, 2])
+        shard(tmp_path / "sharded" / task / "train", "0", [1, 2])
+    for folder in ("tasks", "sharded"):
+        assert not has_labels(tmp_path / folder)
+        assert read_labels(tmp_path / folder / "30").name == "30"
 
 
 def test_a_sample_twice_is_refused_whether_its_outcomes_agree_or_not(tmp_path):

@@ -59,8 +59,11 @@ def _layout(folder: Path) -> dict[str, list[Path]]:
             "numbered shards (0, part-0, labels_A); give each task a folder of its own"
         )
     below = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    if not flat and below and all(path.name.isdigit() for path in below):  # a task is not called by a number
-        flat = _tables(folder, deep=True)
+    if not flat and below and all(path.name.isdigit() for path in below):
+        deep = _tables(folder, deep=True)
+        # Numbers are shards, unless splits are below them: those are tasks that are called by a number.
+        told = any({*path.relative_to(folder).parent.parts, path.stem} & {*SPLITS} for path in deep)
+        flat = [] if told else deep
     return {"": flat} if flat else {}
 
 
