@@ -97,9 +97,9 @@ REFUSED = {
     subject_in_two_splits: "subjects are in more than one shard, one of them in",
     splits_contradict: "subject_splits.parquet, row 2: the subject is in split 'held_out', but its events are in",
     splits_name_a_subject_twice: "subject_splits.parquet, row 25: the subject is in two splits",
-    zero_bytes: "train/0.parquet is damaged or no Parquet file",
-    truncated: "train/0.parquet is damaged or no Parquet file",
-    truncated_metadata: "codes.parquet is damaged",
+    zero_bytes: "train/0.parquet is not a readable Parquet file",
+    truncated: "train/0.parquet is not a readable Parquet file",
+    truncated_metadata: "codes.parquet is not a readable Parquet file",
     bad_json: "dataset.json is not readable JSON",
 }
 

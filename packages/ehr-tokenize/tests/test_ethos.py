@@ -8,6 +8,7 @@ import pytest
 from ehr_core.cli import run
 from ehr_core.errors import ConfigError, DataError, FormatError
 from ehr_core.formats.tokens import NO_TIME
+from ehr_core.testing.corruption import reseal
 from ehr_tokenize.grammars.ethos import INTERVALS, Ethos
 from ehr_tokenize.plugin import EthosConfig
 
@@ -302,6 +303,9 @@ def test_state_of_another_tokenizer_is_refused(store):
     folder = store()
     state = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps({**state, "name": "other"}))
+    with pytest.raises(FormatError, match=r"tokenizer\.json is damaged or another file"):
+        Ethos(EthosConfig()).load(folder)
+    reseal(folder)
     with pytest.raises(FormatError, match="is of tokenizer 'other'"):
         Ethos(EthosConfig()).load(folder)
 

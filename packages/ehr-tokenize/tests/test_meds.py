@@ -158,7 +158,7 @@ def test_an_empty_folder_of_a_split_or_no_folder_at_all_is_named(shard, tmp_path
 def test_a_truncated_file_is_named(shard):
     path = shard(ROWS)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(FormatError, match=r"train/0.parquet is damaged or no Parquet file"):
+    with pytest.raises(FormatError, match=r"train/0.parquet is not a readable Parquet file"):
         provide(path.parents[2])
 
 

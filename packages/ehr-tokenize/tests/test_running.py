@@ -64,7 +64,8 @@ def start(meds: Path, output: Path, *more: str) -> subprocess.Popen:
     (meds.parent / "modules").mkdir()
     (meds.parent / "modules" / "slow.py").write_text(SLOW)
     arguments = [sys.executable, "-c", "import slow; slow.main()", *overrides(meds, output, *more)]
-    environment = os.environ | {"PYTHONPATH": str(meds.parent / "modules")}
+    path = os.pathsep.join([str(meds.parent / "modules"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path}
     return subprocess.Popen(arguments, env=environment, start_new_session=True, stderr=subprocess.PIPE)
 
 

@@ -199,7 +199,7 @@ def test_a_mapping_that_is_a_folder_is_refused(world, tmp_path):
 def test_a_mapping_that_is_no_object_of_texts_is_refused(world, tmp_path):
     (tmp_path / "bad.json").write_text('{"A": 1}')
     tokenizer = Visits(VisitsConfig(mapping=str(tmp_path / "bad.json")))
-    with pytest.raises(FormatError, match="not a JSON object of codes to codes"):
+    with pytest.raises(FormatError, match=r"bad\.json: \$\[\.\.\.\]: expected `str`, got `int`"):
         tokenizer.fit([tokenizer.summarize(world.frame([(1, "2020-01-01", "A")]))])
 
 

@@ -142,7 +142,7 @@ def test_medians_can_be_fitted_for_a_published_vocabulary(fitted, tmp_path):
         ("v.txt", "<pad>\nA\nA\n", "names a token twice"),
         ("v.json", '{"<pad>": 0, "A": 2}', "use 0, 1, 2"),
         ("v.json", '{"<pad>": 0, "A": "1"}', "use 0, 1, 2"),
-        ("v.json", '{"<pad>": 0', "neither JSON nor text"),
+        ("v.json", '{"<pad>": 0', "not readable JSON"),
         ("v.pkl", "", "is a pickle"),
         ("v.txt", b"\x80\x04\x95", "is a pickle"),
         ("v.txt", b"<pad>\n\xff", "neither JSON nor text"),

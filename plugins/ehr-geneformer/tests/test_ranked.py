@@ -104,7 +104,7 @@ def test_broken_sentences_are_refused_with_file_and_row(make, found, length, mes
 def test_other_files_and_settings_are_refused(make, tmp_path):
     with pytest.raises(ConfigError, match="add up to 1"):
         make(SENTENCES, None, "splits.train=0.9")
-    with pytest.raises(FormatError, match="no Parquet file"):
+    with pytest.raises(FormatError, match="not a readable Parquet file"):
         make(SENTENCES, None, f"path={tmp_path}/vocab.txt")
     pl.DataFrame({"input_ids": [1]}).write_parquet(tmp_path / "flat.parquet")
     with pytest.raises(DataError, match="column 'input_ids' is int64, expected lists of integers"):

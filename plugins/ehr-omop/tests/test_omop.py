@@ -263,7 +263,7 @@ def test_a_damaged_parquet_file_is_refused_by_name(provide, tmp_path):
     (folder / "death.parquet").write_bytes(b"PAR1 nothing")
     (tmp_path / "out").mkdir()
     source = OmopSource(OmopConfig(path=str(folder)))
-    with pytest.raises(FormatError, match=r"death.parquet is damaged or no Parquet file"):
+    with pytest.raises(FormatError, match=r"death.parquet is not a readable Parquet file"):
         source.provide(tmp_path / "out", build("executor", SerialConfig()))
 
 

@@ -129,13 +129,14 @@ def check_reader(
     files: str = "*",
     vouched: bool = False,
     skip: Collection[str] = (),
+    mended: bool = False,
 ) -> Counter[str]:
     """Damage each file of a folder in every way, ``times`` over, and read it: the same reading or one line must follow.
 
     ``read`` takes the place of a copy of the folder ``whole``, and gives values: plain ones, arrays, tables or
     dataclasses. ``files`` is a pattern of those to damage, and ``skip`` names damage that is not done. With ``vouched``
     the manifest gets the digests of the damaged files, as if their writer had made the mistake: a reading may be
-    ``other`` then, and still no traceback.
+    ``other`` then, and still no traceback. ``mended`` says that a reader may make all of the damage good.
     Returns how often each outcome came: ``same``, ``refused``, ``other``. Raises AssertionError for anything else.
     """
     rng = random.Random(seed)
@@ -160,7 +161,7 @@ def check_reader(
                 assert vouched or found != "other", f"{what}: the reading is another, and nobody said so"
                 outcomes[found] += 1
                 shutil.rmtree(copy)
-    assert outcomes["refused"], f"nothing was refused of {len(paths)} files; does the reader read them?"
+    assert mended or outcomes["refused"], f"nothing was refused of {len(paths)} files; does the reader read them?"
     return outcomes
 
 

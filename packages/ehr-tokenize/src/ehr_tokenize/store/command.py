@@ -21,11 +21,13 @@ from ehr_core.formats.folder import (
     Manifest,
     digest_of,
     file_digest,
+    file_digests,
     publish,
     read_json,
     verify_below,
     write_json,
     write_manifest,
+    write_sealed,
 )
 from ehr_core.formats.meds import Shard, check_subjects, need_split, shards
 from ehr_core.formats.tokens import FORMAT, TOKENIZER, VERSION, TokenizerFile, TokenStore
@@ -136,6 +138,7 @@ class Run:
         """The tokenizer whose state is in the store: kept from an earlier attempt, given, fitted, or grown."""
         given = Path(self.settings.fitted) if self.settings.fitted else None
         if self.work.fit_done.is_file():
+            self._check_kept()
             bar.update(len(train) if given is None or self.settings.grow else 0)
             return load_tokenizer(self.work.store)
         if given is None:
@@ -149,9 +152,16 @@ class Run:
         elif given is None:
             tokenizer.fit(self._summaries(tokenizer, train, bar))
         tokenizer.save(self.work.store)
-        write_json(self.work.fit_done, {})
+        write_sealed(self.work.fit_done, {"files": file_digests(self.work.store)})
         self.work.clear_fit()
         return tokenizer
+
+    def _check_kept(self) -> None:
+        """Raise FormatError, after which nothing is left to go on from, for another tokenizer than was fitted."""
+        for name, digest in read_json(self.work.fit_done, _FitDone).files.items():
+            path = self.work.store / name
+            if not path.is_file() or file_digest(path) != digest:
+                raise FormatError(f"{path} was damaged since the tokenizer was fitted; the same command begins anew")
 
     def _summaries(self, tokenizer: Tokenizer, train: list[Shard], bar: Progress) -> list[Any]:
         """Summaries of the train shards in order, where possible with their numbers left on disk."""
@@ -221,6 +231,12 @@ class Run:
             },
             "dataset": {name: str(facts[name]) for name in ("dataset_name", "etl_name") if name in facts},
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class _FitDone:
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Digests of the tokenizer that was fitted."""
 
 
 def _refuse_other_settings(given: dict[str, Any], fitted: Path) -> None:
