@@ -8,12 +8,15 @@ import pytest
 import torch
 from ehr_core.errors import EhrError, FormatError
 from ehr_core.formats.run import Run
+from ehr_core.stages import Graph
 from ehr_core.testing.corruption import check_reader
 from ehr_train import checkpoint
 from ehr_train.job import TrainJob
 from ehr_train.learner import load_run
 from ehr_train.processes.spawn import spawn
+from ehr_train.runner.output import check_output, earlier_output
 from ehr_train.settings import TrainConfig
+from omegaconf import OmegaConf
 
 from .stopping import StopHere, stop_at
 from .world import running_of, train
@@ -119,6 +122,21 @@ def test_a_damaged_checkpoint_is_refused_and_the_run_goes_on_once_it_is_removed(
         train(killed, 1)
     path.unlink()
     assert Run(train(killed, 1)).history
+
+
+def test_the_settings_of_an_earlier_output(tmp_path):
+    text = OmegaConf.to_yaml({"seed": 42, "model": {"name": "gpt", "width": 32}, "trackers": [1, 2.5, None]})
+    (tmp_path / "whole" / ".hydra").mkdir(parents=True)
+    (tmp_path / "whole" / ".hydra" / "config.yaml").write_text(text)
+    check_reader(lambda path: check_output(path, text), tmp_path / "whole", tmp_path / "s", times=30)
+
+
+def test_a_damaged_list_of_stages_is_no_output_to_make_again(tmp_path):
+    (tmp_path / "day" / "hour").mkdir(parents=True)
+    graph = Graph(tmp_path / "stages")
+    for content, found in (("{}", tmp_path / "day" / "hour"), ("{", None), ("[]", None), ('{"a": 1}', None)):
+        (tmp_path / "day" / "hour" / "stages.json").write_text(content)
+        assert earlier_output(graph) == found
 
 
 @pytest.mark.slow

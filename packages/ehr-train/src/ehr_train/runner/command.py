@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ehr_core.config import to_plain
-from ehr_core.formats.folder import read_json
 from ehr_core.stages import say
+from ehr_eval.evaluation import read_scores
 from omegaconf import OmegaConf
 
 from ehr_train.launch import processes, serving
@@ -68,7 +68,7 @@ def run(settings: RunnerConfig) -> Result | None:
     if output is None:
         output = (earlier_output(graph) if not graph.ran else None) or default_output()
     assemble(output, plan, _shown(settings))
-    scores = read_json(output / "scores.json", dict[str, Any]) if (output / "scores.json").is_file() else None
+    scores = read_scores(output).content if (output / "scores.json").is_file() else None
     parts = [(task, stage) for task, stage in plan.labels.items()]
     parts += [(f"{task}, {name}", stage) for (task, name), stage in plan.predicted.items()]
     notes = [f"{what}: not applicable: {stage.reason}" for what, stage in parts if stage.reason]

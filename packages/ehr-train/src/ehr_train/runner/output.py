@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ehr_core.errors import ConfigError
-from ehr_core.formats.folder import read_json, replacing, write_json, write_text
+from ehr_core.errors import ConfigError, FormatError
+from ehr_core.formats.folder import MOST_BYTES, read_json, replacing, write_json, write_text
 from ehr_core.stages import Given, Graph
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 if TYPE_CHECKING:
     from ehr_train.runner.plan import Plan
@@ -26,15 +28,25 @@ def check_output(output: Path, settings_yaml: str) -> None:
         if output.is_dir() and any(path.name != "stages" for path in output.iterdir()):
             raise ConfigError(f"output={output} exists and holds no run of ehr-train; give another")
         return
-    then, now = (
-        _flat(OmegaConf.to_container(OmegaConf.create(text))) for text in ((output / CONFIG).read_text(), settings_yaml)
-    )
+    then, now = _settings_of(output), _flat(OmegaConf.to_container(OmegaConf.create(settings_yaml)))
     for key in sorted({*then, *now}):
         if then.get(key) != now.get(key) and key.partition(".")[0] not in PLACES:
             raise ConfigError(
                 f"output={output} holds a run with {key}={then.get(key)}, and this one has {now.get(key)}; give "
                 "another output (stages that they share are not done again with the same stages=DIR)"
             )
+
+
+def _settings_of(output: Path) -> dict[str, Any]:
+    """The settings that an output was made with. Raises FormatError for a file that is damaged."""
+    path = output / CONFIG
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError("it is too large")
+        return _flat(OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8"))))
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FormatError(f"{path} is damaged: {words}; give another output") from None
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
@@ -46,7 +58,15 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
 def earlier_output(graph: Graph) -> Path | None:
     """The newest outputs/DATE/TIME beside the stages that was made of exactly these, or None."""
     found = sorted(graph.folder.parent.glob(f"*/*/{STAGES}"), reverse=True)
-    return next((path.parent for path in found if read_json(path, dict[str, Any]) == names(graph)), None)
+    return next((path.parent for path in found if _names_in(path) == names(graph)), None)
+
+
+def _names_in(path: Path) -> dict[str, str] | None:
+    """What ``stages.json`` of an earlier output says; None where it is damaged, which is no reason to stop another."""
+    try:
+        return read_json(path, dict[str, str])
+    except FormatError:
+        return None
 
 
 def names(graph: Graph) -> dict[str, str]:
