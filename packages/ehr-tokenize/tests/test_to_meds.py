@@ -352,6 +352,36 @@ def test_a_visit_has_one_start_and_one_end_and_a_placeholder_is_neither_while_th
     assert treated(tmp_path)["times"] == {settling.REPEATED: 4, settling.TO_START: 1}
 
 
+def test_whoever_is_in_hospital_is_there_once(tmp_path):
+    stays = {
+        # two stays within another one, and one after them
+        1: [(10, at(1, 8), at(20, 8)), (11, at(3, 8), at(5, 8)), (12, at(7, 8), at(9, 8)), (13, at(25, 8), at(26, 8))],
+        # one across another, the same one twice under two names, and a transfer
+        2: [(20, at(1, 8), at(5, 8)), (21, at(4, 8), at(8, 8)), (22, at(4, 8), at(8, 8)), (23, at(8, 8), at(9, 8))],
+        # an end that stands for nothing, or is not believed, covers nothing
+        3: [(30, at(1, 8), datetime(9999, 12, 31)), (31, at(3, 8), at(5, 8))],
+        4: [(40, at(1, 8), datetime(2099, 12, 31)), (41, at(3, 8), at(5, 8))],
+        5: [(50, at(1, 8), None), (51, at(3, 8), at(5, 8))],
+    }
+    told = [(subject, *stay) for subject, found in stays.items() for stay in found]
+    steps = {
+        "starts": [(subject, start, "HOSPITAL_ADMISSION//IP", visit) for subject, visit, start, _ in told],
+        "ends": [(subject, end, "HOSPITAL_DISCHARGE//IP", visit) for subject, visit, _, end in told if end],
+    }
+    (rows,) = convert(tmp_path, steps)
+    found = {
+        subject: [(time.day, code.removesuffix("//IP")) for owner, time, code in rows if owner == subject]
+        for subject in stays
+    }
+    into, out, begin, stop = "HOSPITAL_ADMISSION", "HOSPITAL_DISCHARGE", "VISIT_START", "VISIT_END"
+    within = [(3, begin), (5, stop), (7, begin), (9, stop)]
+    assert found[1] == [(1, into), *within, (20, out), (25, into), (26, out)]
+    assert found[2] == [(1, into), (4, begin), (4, begin), (5, stop), (8, into), (8, out), (8, stop), (9, out)]
+    assert found[3] == found[4] == [(1, into), (3, into), (5, out), (31, out)]
+    assert found[5] == [(1, into), (3, into), (5, out)]
+    assert treated(tmp_path)["times"] == {settling.INNER: 8}
+
+
 def test_units_that_differ_within_a_code_are_counted_and_said(tmp_path, capsys):
     plan = to_meds.plan(np.array([1]), TablesConfig())
     rows = {"code": ["A", "A", "A", "B", "C"], "unit": ["g/dL", "g/L", None, "mg", "x"]}

@@ -26,7 +26,6 @@ from ehr_core.formats.parquet import read_frame, write_frame
 from ehr_core.plugin import SerialConfig
 from ehr_core.progress import track
 from ehr_core.protocols import Executor
-from ehr_tokenize.sources.settling import TO_DEATH, deaths_settled
 from ehr_tokenize.sources.splits import shares_of, split_of
 
 from ehr_mimic_iv import environment, tables
@@ -92,16 +91,15 @@ class MimicIv:
     def provide(self, output: Path, executor: Executor) -> Path:
         """Fill ``output``. Raises DataError for a table that cannot be used, EhrError when the ETL fails."""
         plan = self._plan(executor)
-        _say_left_out(plan)
+        _say(plan)
         output.mkdir(parents=True, exist_ok=True)
         work = output / ".etl"
         shutil.rmtree(work, ignore_errors=True)
         self._prepare(work, plan)
         known = {*plan.files, *(name for path in plan.files.values() for name in tables.columns_of(path) or ())}
         made = run(self.etl, work, known)
-        self._take(made, output, plan, executor)
+        self._take(made, output, plan)
         shutil.rmtree(work)
-        _say_mended(plan)
         rows = sum(track(executor.map(_rows, [s.path for s in shards(output)]), "mimic_iv: check", unit="shards"))
         print(f"mimic_iv: {rows:,} events of {len(plan.subjects):,} subjects", file=sys.stderr)
         return output
@@ -178,13 +176,12 @@ class MimicIv:
 
     # -- after
 
-    def _take(self, made: Path, output: Path, plan: Plan, executor: Executor) -> None:
+    def _take(self, made: Path, output: Path, plan: Plan) -> None:
         """Move what the ETL made, and write down how."""
         for part in ("data", "metadata"):
             shutil.rmtree(output / part, ignore_errors=True)  # of an attempt that was killed
         (output / "metadata").mkdir()
         made_shards = sorted(path for split in SPLITS for path in (made / "data" / split).glob("*.parquet"))
-        plan.mended["deaths"] = {TO_DEATH: sum(executor.map(settle_deaths, made_shards))}
         if not made_shards:
             raise DataError(f"{self.path} gives no event; the ETL read {', '.join(sorted(plan.files))}")
         empty = read_frame(made_shards[0]).clear()
@@ -208,7 +205,6 @@ class MimicIv:
         }
         write_json(output / "metadata" / "dataset.json", facts)
         told = {"left_out": dataclasses.asdict(plan.left), "rows_of_unknown_subjects": plan.strangers}
-        plan.mended = {name: kinds for name, kinds in plan.mended.items() if any(kinds.values())}
         told |= {"mended": plan.mended}
         write_json(output / "metadata" / "mimic_iv.json", told | {"tables": sorted(plan.files), "versions": versions})
 
@@ -223,23 +219,11 @@ def _rows(path: Path) -> int:
     return len(read_events(path))
 
 
-def settle_deaths(path: Path) -> int:
-    """Move deaths of a shard that are known by date (``dod``) to the end of their day; returns how many moved."""
-    events, number = deaths_settled(read_frame(path))
-    if number:
-        write_frame(path, events)
-    return number
-
-
-def _say_mended(plan: Plan) -> None:
-    """What was changed, on stderr."""
+def _say(plan: Plan) -> None:
+    """What is mended and left out, on stderr."""
     cells = [f"{name}, {kind}: {count:,}" for name, kinds in plan.mended.items() for kind, count in kinds.items()]
     if cells:
         print(f"mimic_iv: mended: {'; '.join(cells)}", file=sys.stderr)
-
-
-def _say_left_out(plan: Plan) -> None:
-    """What is left out, on stderr."""
     left = plan.left
     parts = {
         "tables": [f"{name} ({why})" for name, why in left.tables.items()],

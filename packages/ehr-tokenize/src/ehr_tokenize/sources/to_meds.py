@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike
 
 from ehr_tokenize.sources.cells import Reading, check_clocks
 from ehr_tokenize.sources.settings import TablesConfig
-from ehr_tokenize.sources.settling import settled
+from ehr_tokenize.sources.settling import INNER, as_visit, settled
 from ehr_tokenize.sources.splits import shares_of, split_of
 from ehr_tokenize.sources.times import offset_name
 
@@ -198,7 +198,10 @@ def convert(
     moved = _write_shards(plan, output, spools, executor)
     left_out, treated = left_and_treated(readings)
     write_treated(output, left_out, {**treated, "times": moved}, mixed_units([s.units for s in spools]))
-    return _gather_book(spools)
+    book = _gather_book(spools)
+    if moved[INNER]:
+        book = pl.concat([book, book.with_columns(as_visit(pl.col("code")).alias("code"))])
+    return book.unique("code", keep="first", maintain_order=True).sort("code")
 
 
 Counts = Mapping[str, Mapping[str, int]]
@@ -296,9 +299,8 @@ def write_events(path: Path, events: pl.DataFrame) -> None:
 
 
 def _gather_book(spools: Sequence[Spooled]) -> pl.DataFrame:
-    """All codes, each once and in order, as `BOOK`."""
-    book = pl.concat([pl.DataFrame(schema=BOOK), *(spooled.book for spooled in spools)])
-    return book.unique("code", keep="first", maintain_order=True).sort("code")
+    """All codes of the tables, as `BOOK`."""
+    return pl.concat([pl.DataFrame(schema=BOOK), *(spooled.book for spooled in spools)])
 
 
 def write_metadata(
