@@ -14,7 +14,8 @@ import pytest
 from ehr_core.errors import ConfigError, DataError, EhrError, FormatError, NotApplicable
 from ehr_core.formats.folder import file_digests
 from ehr_mimic_iv.environment import find
-from ehr_mimic_iv.tables import without_values
+from ehr_mimic_iv.spec import needs_of, prune
+from ehr_mimic_iv.tables import Check, check, header, without_values, write_mended
 
 # Does what the ETL does with SPEC, in a few lines: an event a row of icustays.
 WORKS = """
@@ -307,3 +308,55 @@ def test_the_fingerprint_covers_files_and_the_etl(raw, pretend):
     newer = raw.source(environment=str(pretend("", "newer", {"meds-extract": "0.7.2"}))).fingerprint()
     assert [name for name in after if after[name] != newer[name]] == ["etl"]
     shutil.rmtree(place)
+
+
+def mended(raw, name, empty=("null", "n/a")):
+    """The table as the ETL reads it, and what was counted."""
+    job = Check(raw.file(name), needs_of(prune(whole_spec(), {name: header(raw.file(name))})[0])[name], None, empty)
+    found = check(job)
+    place = raw.path / "mended.csv"
+    write_mended(job, place)
+    return pl.read_csv(place, infer_schema_length=0), found
+
+
+def whole_spec():
+    form = "%Y-%m-%d %H:%M:%S"
+    return {
+        "hosp/admissions": {
+            "in": {"code": "IN", "time": f'$admittime::"{form}"'},
+            "out": {"code": "OUT", "time": f'$dischtime::"{form}"'},
+        },
+        "hosp/pharmacy": {"start": {"code": "$medication", "time": f'coalesce($starttime::?"{form}")'}},
+        "hosp/labevents": {"lab": {"code": "$itemid", "time": f'$charttime::"{form}"', "numeric_value": "$valuenum"}},
+    }
+
+
+def test_an_end_before_its_start_is_an_empty_cell_for_the_etl_and_counted(raw):
+    raw.change("hosp/admissions", "2201-03-05 13:00:00", "2201-02-05 13:00:00")
+    raw.change("hosp/pharmacy", "2201-03-04 08:00:00", "2201-03-01 11:00:00")
+    raw.change("hosp/pharmacy", "2202-03-04 08:00:00", "2202-03-01 00:00:00")  # by date, on the day of the start
+    table, found = mended(raw, "hosp/admissions")
+    assert table["dischtime"].null_count() == 1
+    assert found.mended == {"dischtime: end before its start (no event)": 1}
+    table, found = mended(raw, "hosp/pharmacy")
+    assert table["stoptime"].null_count() == 1
+    assert found.mended == {"stoptime: end before its start (no event)": 1}
+
+
+def test_words_for_nothing_are_empty_for_the_etl_and_texts_stay(raw):
+    raw.change("hosp/labevents", "1.3,1.3,mg/dL", "NULL,N/A,NULL")
+    raw.change("hosp/labevents", "2204-03-01 11:00:00", "null")
+    table, found = mended(raw, "hosp/labevents")
+    assert not found.faults
+    assert found.mended == {
+        "charttime: words for nothing (taken as empty)": 1,
+        "valuenum: words for nothing (taken as empty)": 1,
+    }
+    (row,) = table.filter(pl.col("value") == "NULL").rows(named=True)
+    assert (row["valuenum"], row["valueuom"], row["charttime"]) == (None, "NULL", None)
+    assert mended(raw, "hosp/labevents", empty=())[1].faults
+
+
+def test_a_zone_is_refused_because_these_times_have_none(raw):
+    with pytest.raises(ConfigError, match=r"source.time_zone is set, but the times of MIMIC-IV have no zone"):
+        raw.source(time_zone="America/New_York")
