@@ -182,3 +182,19 @@ def test_the_demo_of_mimic_iv_becomes_meds(etl, tmp_path):
     died = set(admissions.drop_nulls("deathtime")["subject_id"]) | set(patients.drop_nulls("dod")["subject_id"])
     assert count["MEDS_DEATH"] == len(died)
     assert sorted(left_out(meds)["tables"]) == ["hosp/emar", "hosp/labevents", "icu/chartevents", "icu/inputevents"]
+
+
+def test_an_end_before_its_start_reaches_no_dataset(raw, etl, tmp_path):
+    stop = "2204-03-04 08:00:00"
+    raw.change("hosp/pharmacy", stop, "2204-02-04 08:00:00")
+    raw.change("hosp/pharmacy", "2205-03-04 08:00:00", "NULL")
+    meds = raw.provide(tmp_path / "meds", environment=etl)
+    parts = [pl.read_parquet(path) for path in (meds / "data").rglob("*.parquet")]
+    found = pl.concat(parts, how="diagonal_relaxed").filter(pl.col("code").str.starts_with("MEDICATION//STOP"))
+    assert sorted(found["subject_id"]) == [subject for subject in range(101, 113) if subject not in (104, 105)]
+    assert json.loads((meds / "metadata" / "mimic_iv.json").read_text())["mended"] == {
+        "hosp/pharmacy": {
+            "stoptime: end before its start (no event)": 1,
+            "stoptime: words for nothing (taken as empty)": 1,
+        }
+    }
