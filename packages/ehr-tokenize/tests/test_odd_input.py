@@ -68,6 +68,14 @@ def long_code(dataset):
     dataset.event(code="NOTE//" + "x" * 10_000)
 
 
+def other_unit(dataset):
+    dataset.event()
+    table = dataset.table()
+    unit = [code.partition("//mg")[1] and "mg/dL" for code in table["code"].to_pylist()]
+    unit[dataset.last() - 1] = "mmol/L"
+    dataset.write(table.append_column("unit", pa.array(unit, pa.string())))
+
+
 def no_values(dataset):
     dataset.write(dataset.table().drop_columns("numeric_value"))
 
@@ -91,6 +99,7 @@ TREATED = {
     duplicate_static: ("duplicate_static", None, None),
     empty_shard: ("shards_empty", None, None),
     long_code: ("long_codes", "NOTE//" + "x" * 10_000, "Q"),
+    other_unit: ("other_units", "LAB//glucose//mg/dL", "Q"),
     no_values: ("shards_without_values", None, None),
     time_zone: ("shards_with_time_zone", None, None),
 }

@@ -23,7 +23,7 @@ from ehr_core.protocols import Tokenizer
 
 from ehr_tokenize.fit import summaries
 from ehr_tokenize.store import coverage
-from ehr_tokenize.store.treated import odd_rows
+from ehr_tokenize.store.treated import has_units, odd_rows, other_units
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -95,7 +95,11 @@ def _kept(folder: Path, stamp: str) -> Tokenizer:
 def encode(job: EncodeJob) -> None:
     """Write the shard's tokens, then its record: a shard with a record is done."""
     tokenizer = _kept(job.store, job.stamp)
-    events, treated = read_treated(job.shard, tokenizer.event_columns, job.drop_duplicates)
+    columns = tokenizer.event_columns
+    units = ["unit"] if has_units(job.shard.path) and "unit" not in columns else []
+    events, treated = read_treated(job.shard, [*columns, *units], job.drop_duplicates)
+    treated["other_units"] = other_units(events)
+    events = events.drop(units)
     table = tokenizer.encode(events)
     temporary = job.file.with_name(f".{job.file.name}.{os.getpid()}")
     table.write(temporary)

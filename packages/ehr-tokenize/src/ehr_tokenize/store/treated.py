@@ -7,8 +7,12 @@ for (``duplicates=drop``).
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 from ehr_core.constants import MEDS_BIRTH
 from ehr_core.formats.meds import TREATED
 from ehr_core.formats.tokens import NO_TIME
@@ -19,6 +23,7 @@ NAMES = TREATED | {
     "before_birth": "events in the year before the subject's MEDS_BIRTH",
     "duplicates": "rows with a time that repeat an earlier row of the subject in every column that is read",
     "duplicate_static": "rows without a time that do so",
+    "other_units": "numbers in another `unit` (or none) than most of their code in the shard; they are kept",
     "long_codes": f"events whose code has {LONG_CODE} or more bytes",
 }
 """Names of the counts, and what they count."""
@@ -36,6 +41,21 @@ def odd_rows(events: pl.DataFrame) -> dict[str, int]:
         "duplicate_static": repeated_static,
         "long_codes": int((events["code"].str.len_bytes() >= LONG_CODE).sum()),
     }
+
+
+def has_units(path: Path) -> bool:
+    """Whether a shard has a text column ``unit``, as several ETLs write it; MEDS leaves it to them."""
+    schema = pq.read_schema(path)
+    return "unit" in schema.names and schema.field("unit").type in (pa.string(), pa.large_string())
+
+
+def other_units(events: pl.DataFrame) -> int:
+    """Numbers whose ``unit`` is not the most frequent one of their code."""
+    if "unit" not in events.columns:
+        return 0
+    numbers = events.lazy().filter(pl.col("numeric_value").is_not_null()).group_by("code", "unit").agg(pl.len())
+    most = numbers.group_by("code").agg(pl.col("len").sum() - pl.col("len").max())
+    return int(most.select(pl.col("len").sum()).collect().item() or 0)
 
 
 def _repeated(events: pl.DataFrame) -> int:
