@@ -246,9 +246,9 @@ def _entries(patient: Mapping[str, Any], name: str, dates: str, where: str) -> l
         raise DataError(f"{where}: {name} is no list")
     nested = sum(isinstance(entry, dict) for entry in found)
     if nested and nested == len(found):
-        for number, entry in enumerate(found, 1):
+        for place, entry in enumerate(found, 1):
             if not {"code", "date"} <= entry.keys():
-                raise DataError(f"{where}: entry {number} of {name} lacks code or date")
+                raise DataError(f"{where}: entry {place} of {name} lacks code or date")
         return [(entry["code"], entry["date"]) for entry in found]
     if nested:
         raise DataError(f"{where}: {name} mixes codes and objects with code and date")

@@ -39,8 +39,8 @@ def mended(
     cells = sorted((keys | set(needs.times) | needs.numbers | {name for pair in ends for name in pair}) & columns)
     nothing = {name: _is_nothing(name, empty) for name in cells}
     whole = {name: pl.col(name).str.contains(WHOLE).fill_null(False) for name in sorted(keys)}
-    better = {name: pl.when(~nothing[name]).then(name) for name in cells}
-    better |= {name: cell.str.replace(WHOLE, "$1") for name, cell in better.items() if name in whole} if keys else {}
+    better: dict[str, pl.Expr] = {name: pl.when(~nothing[name]).then(name) for name in cells}
+    better |= {name: better[name].str.replace(WHOLE, "$1") for name in whole}
     before = {end: _is_before(better[start], better[end]) for start, end in ends}
     counts = {NOTHING.format(name): bad.sum() for name, bad in nothing.items()}
     counts |= {FLOAT.format(name): bad.sum() for name, bad in whole.items()}

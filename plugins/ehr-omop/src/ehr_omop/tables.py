@@ -147,7 +147,7 @@ def _records(batch: Batch, step: Step, concepts: Concepts, settings: OmopConfig)
     yield _event(batch, start, base)
     if step.end and settings.ends:
         end = _end(batch, step)
-        yield _event(batch, end, base + "//END", base).filter(end["time"] > start["time"])
+        yield _event(batch, end, base + "//END", base).filter((end["time"] > start["time"]) & base.is_not_null())
 
 
 def _end(batch: Batch, step: Step) -> pl.DataFrame:

@@ -146,7 +146,7 @@ def _events(batch: Batch, step: Step, settings: SyntheaConfig) -> Iterator[pl.Da
         yield _event(rows, start, code).with_columns(described, number)
         if settings.ends:
             ended = _event(rows, stop, code + "//END").with_columns(described, code.alias("parent"))
-            yield ended.filter(stop > start)
+            yield ended.filter((stop > start) & code.is_not_null())
 
 
 def _stop(batch: Batch, step: Step, start: pl.Series, settings: SyntheaConfig) -> pl.Series:
