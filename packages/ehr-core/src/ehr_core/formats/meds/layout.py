@@ -39,7 +39,7 @@ def shards(folder: Path, now: int | None = None) -> list[Shard]:
     reading = _reading(folder, given, dict(zip(paths, last, strict=True)), now)
     if given.split is not None:
         return [Shard(given.split, number, path, reading) for number, path in enumerate(paths)]
-    root = (folder / DATA).resolve()
+    root = _root(folder)
     folders = {path: path.relative_to(root).parts[0] for path in paths}
     if all(name in SPLITS for name in folders.values()):
         return _by_folder(folder, folders, reading)
@@ -60,7 +60,7 @@ def _files(folder: Path) -> list[Path]:
     splits = ",".join(SPLITS)
     if not folder.is_dir():
         raise FormatError(f"{folder} is not a folder; expected a MEDS dataset with data/{{{splits}}}")
-    root = (folder / DATA).resolve()
+    root = _root(folder)
     if not root.is_dir():
         raise FormatError(f"{folder} is no MEDS dataset: {folder / DATA} is missing; expected data/{{{splits}}}")
     found = [path for path in root.rglob("*.parquet") if not path.name.startswith(".")]
@@ -71,6 +71,11 @@ def _files(folder: Path) -> list[Path]:
     if not found:
         raise FormatError(f"{folder / DATA} has no Parquet file; expected data/{{{splits}}} with at least one each")
     return sorted(found, key=lambda path: [(len(part), part) for part in path.relative_to(root).parts])
+
+
+def _root(folder: Path) -> Path:
+    """The folder ``data``, or where it is a link to: what lies below a link is not looked for."""
+    return (folder / DATA).resolve() if (folder / DATA).is_symlink() else folder / DATA
 
 
 def _by_folder(folder: Path, folders: dict[Path, str], reading: Reading) -> list[Shard]:
