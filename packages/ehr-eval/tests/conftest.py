@@ -4,7 +4,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ehr_core import Component, NotApplicable, hookimpl
 from ehr_core.constants import SPLITS
 from ehr_core.formats.folder import Manifest, read_json, write_json, write_manifest
 from ehr_core.formats.labels import read_labels
+from ehr_core.formats.tokens import PREFIX, Prefix
 from ehr_core.formats.vocabulary import Vocabulary
 from ehr_core.outcomes import BINARY, KINDS
 from ehr_core.plugin import MedsConfig
@@ -138,9 +139,19 @@ class TokenizeConfig:
 
 
 def tokenize(settings):
-    Path(settings.output).mkdir()
-    (Path(settings.output) / "made.txt").write_text(f"{Path(settings.source.path).name} {Path(settings.fitted).name}")
-    write_manifest(Path(settings.output), Manifest("token-store", 1, [], {}))
+    write_store(Path(settings.output), f"{Path(settings.source.path).name} {Path(settings.fitted).name}")
+
+
+def write_store(folder, made, unknown=0):
+    """A token store without tokens, which says how many of 100 events are unknown, and who ``made`` it."""
+    folder.mkdir()
+    (folder / "made.txt").write_text(made)
+    vocabulary = Vocabulary.build([])
+    vocabulary.save(folder)
+    write_json(folder / PREFIX, asdict(Prefix()))
+    coverage = {"all": {"events": {"events": 100, "unk_events": unknown}}}
+    content = {"vocabulary": vocabulary.digest, "columns": [], "coverage": coverage}
+    write_manifest(folder, Manifest("token-store", 1, [], {}, content=content))
 
 
 @dataclass
@@ -221,6 +232,12 @@ def tiny(tmp_path):
         tuning=[cohort(range(180, 220), 3)],
         held_out=[cohort(range(220, 261), 4)],
     )
+
+
+@pytest.fixture
+def token_store():
+    """`write_store`."""
+    return write_store
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from ehr_core import config
 from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
-from ehr_core.formats.folder import Manifest, read_manifest, write_manifest
+from ehr_core.formats.folder import read_manifest
 from ehr_core.formats.labels import read_labels
 from ehr_core.testing.corruption import reseal
 from ehr_eval.benchmarking import benchmark
@@ -162,18 +162,29 @@ def test_what_a_killed_predictor_left_is_there_when_the_same_is_asked_again(aski
     assert {path.name for path in fitted.iterdir()} == {left.name, "steady"}
 
 
-def test_a_dataset_is_tokenized_with_the_runs_tokenizer_when_no_store_is_given(asking, parts, run, tmp_path):
+def test_a_dataset_is_tokenized_with_the_runs_tokenizer_when_no_store_is_given(
+    asking, parts, run, token_store, tmp_path
+):
     predict(asking(predictors={"hungry": parts.hungry()}, run=str(run)))
     assert (tmp_path / "out/fitted/in_hospital_mortality/hungry/store.txt").read_text() == "meds tokenizer"
     manifest = read_manifest(tmp_path / "out/predictions/in_hospital_mortality/hungry", "predictions", 1)
     assert set(manifest.inputs) == {"labels", "source", "fitted", "run"}
     given = tmp_path / "given"
-    given.mkdir()
-    (given / "made.txt").write_text("given")
-    write_manifest(given, Manifest("token-store", 1, [], {}))
+    token_store(given, "given")
     output = str(tmp_path / "other")
     predict(asking(predictors={"hungry": parts.hungry()}, run=str(run), store=str(given), output=output))
     assert (tmp_path / "other/fitted/in_hospital_mortality/hungry/store.txt").read_text() == "given"
+
+
+def test_records_most_of_which_a_run_does_not_know_are_refused_unless_the_limit_is_raised(
+    asking, parts, run, token_store, tmp_path
+):
+    token_store(tmp_path / "strange", "strange", unknown=99)
+    given = {"predictors": {"hungry": parts.hungry()}, "run": run, "store": tmp_path / "strange"}
+    with pytest.raises(FormatError, match=r"99% of the events .* With max_unknown above 0.5 it is applied"):
+        predict(asking(**given))
+    assert not (tmp_path / "out/fitted").exists()
+    assert predict(asking(**given, max_unknown=1.0)).predictions
 
 
 def test_a_predictor_that_loses_rows_is_refused(asking, parts, tmp_path):

@@ -16,6 +16,7 @@ from ehr_core.formats.folder import check_free
 from ehr_core.formats.labels import Labels
 from ehr_core.formats.predictions import FILE, Predictions, read_predictions
 from ehr_core.formats.run import Run
+from ehr_core.formats.tokens import TokenStore
 from ehr_core.protocols import OutcomeCodes
 from ehr_core.stages import NOT_APPLICABLE, read_reason
 
@@ -148,6 +149,8 @@ def prepared(
         folders = write_user_labels(labels, output / "labels", dataset.digest)
         wanted = run is not None and any(needs_run(part) for found in chosen.values() for part in found.values())
         with token_store(settings.source, run.tokenizer if run and wanted else None, settings.store) as store:
+            if wanted and store is not None:
+                TokenStore(store).check_known(settings.max_unknown)
             yield Prepared(dataset, store, labels, folders, chosen, codes, output)
 
 

@@ -201,6 +201,8 @@ class FitConfig:
     """A finished run folder, for the predictors that need one."""
     store: Path | None = None
     """The dataset tokenized with the run's tokenizer. None: it is tokenized into a temporary folder when needed."""
+    max_unknown: float = 0.5
+    """Records of which a larger share of events is unknown to the run are refused."""
     task: Any = None
     """The task that the labels answer, for predictors that read codes off a model. None: as the labels say."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
