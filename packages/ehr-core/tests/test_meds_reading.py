@@ -11,7 +11,7 @@ from ehr_core.executors import Serial
 from ehr_core.formats.meds import last_time, read_events, read_treated, shards, subject_splits
 from ehr_core.plugin import MedsConfig, SerialConfig
 from ehr_core.sources import MedsSource
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 SCHEMA = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
@@ -150,6 +150,7 @@ def test_a_shard_that_was_written_without_a_row_may_have_no_types_at_all(tmp_pat
     assert (len(events), events.schema) == (0, SCHEMA)
 
 
+@settings(deadline=None)
 @given(st.permutations(range(9)))
 def test_rows_in_any_order_are_put_in_order(tmp_path_factory, order):
     rows = [(2, None, "S"), *person(2, 3, 5), *person(7, 1, 2, 4), (9, "2020-01-01", "X")]
@@ -266,6 +267,7 @@ TIMES = st.one_of(
 EVENTS = st.tuples(TIMES, st.sampled_from(["MEDS_BIRTH", "MEDS_BIRTH//X", "MEDS_DEATH", "A", "B"]))
 
 
+@settings(deadline=None)
 @given(st.lists(EVENTS, max_size=8), st.randoms(use_true_random=False))
 def test_no_trouble_of_one_subject_changes_another(tmp_path_factory, troubled, random):
     healthy = [
