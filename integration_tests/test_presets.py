@@ -20,9 +20,12 @@ PRESETS = sorted(
 )
 
 
+COMMANDS = {name: config.compose(name, []) for name, c in registry().components["command"].items() if c.config}
+
+
 def commands_with(group):
-    for name, command in registry().components["command"].items():
-        if command.config is not None and not isinstance(config.compose(name, []).get(group, 0), int | float):
+    for name, composed in COMMANDS.items():
+        if not isinstance(composed.get(group, 0), int | float):
             yield name
 
 
