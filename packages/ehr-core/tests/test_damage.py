@@ -364,3 +364,8 @@ def test_files_of_other_writers_are_read_whatever_is_in_them(tmp_path, library, 
             pl.from_arrow(rows.drop_columns("nothing")).write_parquet(path, row_group_size=100)
         assert checked(path) == path
         assert len(read_table(path)) == len(rows)
+
+
+def test_keys_of_a_type_may_be_numbers(tmp_path):
+    write_json(tmp_path / "x.json", {"7": 0.5, "12": 1})
+    assert read_json(tmp_path / "x.json", dict[int, float]) == {7: 0.5, 12: 1.0}

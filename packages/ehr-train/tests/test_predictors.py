@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from ehr_core.errors import ConfigError, DataError, FormatError, NotApplicable
-from ehr_core.formats.folder import Manifest, read_json, write_json
+from ehr_core.formats.folder import Manifest, read_json, write_manifest
 from ehr_core.formats.labels import Labels, read_labels, write_label_folder, write_labels
 from ehr_core.formats.run import Run
 from ehr_core.formats.tokens import TokenStore, prefix_tokens
@@ -16,6 +16,7 @@ from ehr_core.formats.vocabulary import Token, Vocabulary
 from ehr_core.outcomes import KINDS, Question
 from ehr_core.plugins import build
 from ehr_core.protocols import FitJob, OutcomeCodes, PredictJob
+from ehr_core.testing.corruption import reseal
 from ehr_train.job import TrainJob
 from ehr_train.learner import load_run
 from ehr_train.predictors import finetuned
@@ -153,6 +154,7 @@ def test_a_horizon_without_interval_tokens_is_not_answered(job, run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     (copy / "tokenizer" / "intervals.json").unlink()
+    reseal(copy)
     asked = dataclasses.replace(job, run=copy, codes=dataclasses.replace(OUTCOME, horizon_days=30.0))
     with pytest.raises(NotApplicable, match="needs interval tokens"):
         build("predictor", DirectConfig()).fit(asked)
@@ -163,9 +165,9 @@ def other_store(store, folder):
     shutil.copytree(store, folder)
     changed = Vocabulary([*VOCABULARY.tokens, Token("MORE", "code")])
     changed.save(folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["content"]["vocabulary"] = changed.digest
-    write_json(folder / "manifest.json", manifest)
+    manifest = read_json(folder / "manifest.json", Manifest)
+    manifest.content["vocabulary"] = changed.digest
+    write_manifest(folder, manifest)
     return folder
 
 

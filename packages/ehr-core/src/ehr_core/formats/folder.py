@@ -140,7 +140,7 @@ def read_json(path: Path, kind: Any = Any) -> Any:
 def typed(value: Any, kind: type[T], path: Path, place: str = "$") -> T:
     """A value of JSON as a type; see `read_json`. ``place`` is where the value stands in the file."""
     try:
-        found = msgspec.convert(value, kind, strict=True)
+        found = msgspec.convert(value, kind, strict=True, str_keys=True)
     except msgspec.ValidationError as error:
         words, _, field = str(error).partition(" - at `$")
         raise FormatError(f"{path}: {place}{field.removesuffix('`')}: {words[:1].lower()}{words[1:]}") from None
