@@ -82,7 +82,13 @@ def first_state(content):
 EDITS = {
     "another shape of the optimizer": (lambda c: first_state(c).update(exp_avg=torch.zeros(3, 5)), "exp_avg of"),
     "one number in the place of many": (lambda c: first_state(c).update(exp_avg="many"), "exp_avg of"),
-    "no moments": (lambda c: first_state(c).pop("exp_avg"), "of other parameters"),
+    "no moments of one": (lambda c: first_state(c).pop("exp_avg"), "of other parameters"),
+    "no moments at all": (
+        lambda c: [s.pop("exp_avg") for s in c["optimizer"]["state"].values()],
+        "exp_avg of .* missing",
+    ),
+    "no rate": (lambda c: c["optimizer"]["groups"][0].pop("lr"), "missing required field `lr`"),
+    "a rate of text": (lambda c: c["optimizer"]["groups"][0].update(lr="fast"), "got `str` - at `\\$.lr`"),
     "an optimizer of other parameters": (lambda c: c["optimizer"]["state"].update(other={}), "of other parameters"),
     "an optimizer that is a list": (lambda c: c.update(optimizer=[]), r"\$.optimizer"),
     "a rate that is no number": (lambda c: c["optimizer"]["groups"][0].update(lr=float("nan")), "lr in the optimizer"),

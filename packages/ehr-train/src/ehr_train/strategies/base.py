@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -74,7 +74,8 @@ class Replicated:
     def restore_optimizer(self, learner: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
         """Put it back. Raises RuntimeError, before anything is changed, for the state of other parameters or shapes."""
         parameters = dict(learner.named_parameters())
-        check_optimizer(parameters, state)
+        adam = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
+        check_optimizer(parameters, state, ADAM if adam else frozenset())
         names = {parameter: name for name, parameter in parameters.items()}
         order = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
         if order != [group["names"] for group in state["groups"]]:
@@ -120,6 +121,17 @@ class Replicated:
         return torch.linalg.vector_norm(norms)
 
 
+ADAM = frozenset({"step", "exp_avg", "exp_avg_sq"})
+"""What Adam and AdamW keep of each parameter."""
+
+
+class _Group(msgspec.Struct):
+    """What every optimizer keeps of a group."""
+
+    names: list[str]
+    lr: float
+
+
 class _Saved(msgspec.Struct):
     """What `Replicated.optimizer_state` gives."""
 
@@ -127,16 +139,20 @@ class _Saved(msgspec.Struct):
     groups: list[dict[str, Any]]
 
 
-def check_optimizer(parameters: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+def check_optimizer(parameters: Mapping[str, torch.Tensor], state: Mapping[str, Any], needed: Set[str]) -> None:
     """Raise RuntimeError unless all that an optimizer keeps of a parameter is a finite number or in its shape.
 
-    A rank that alone finds out later leaves the others waiting for it.
+    ``needed`` is what it keeps of each. A rank that alone finds out later leaves the others waiting for it.
     """
     found = msgspec.convert(dict(state), _Saved)
+    for group in found.groups:
+        msgspec.convert(group, _Group)
     kinds = {frozenset(values) for values in found.state.values()}
     if found.state and (len(kinds) > 1 or not found.state.keys() <= parameters.keys()):
         raise RuntimeError("the optimizer's state is of other parameters")
     for name, values in found.state.items():
+        if missing := sorted(needed - values.keys()):
+            raise RuntimeError(f"{missing[0]} of {name} is missing in the optimizer's state")
         for key, value in values.items():
             if not isinstance(value, torch.Tensor):
                 fits = isinstance(value, int | float)
