@@ -201,17 +201,12 @@ class MimicIv:
             "dataset_name": "MIMIC-IV",
             "etl_name": "MIMIC-IV-MEDS",
             "etl_version": versions["mimic-iv-meds"],
-            "meds_version": read_json(made / "metadata" / "dataset.json", _Facts).meds_version,
+            "meds_version": read_json(made / "metadata" / "dataset.json", dict[str, Any])["meds_version"],
         }
         write_json(output / "metadata" / "dataset.json", facts)
         told = {"left_out": dataclasses.asdict(plan.left), "rows_of_unknown_subjects": plan.strangers}
         told |= {"mended": plan.mended}
         write_json(output / "metadata" / "mimic_iv.json", told | {"tables": sorted(plan.files), "versions": versions})
-
-
-@dataclasses.dataclass(frozen=True)
-class _Facts:
-    meds_version: str
 
 
 def _rows(path: Path) -> int:
