@@ -161,6 +161,15 @@ def test_what_is_known_by_date_is_known_at_the_start_of_the_visit_and_not_hours_
     assert rows(meds)[:2] == [(found, IN), (found, "OMOP//5")]
 
 
+def test_a_time_of_another_clock_at_midnight_is_a_time_and_does_not_move(provide):
+    meds = provide(
+        visit_occurrence=VISIT + "10,1,9201,2020-01-10,2020-01-10 22:00:00,,\n",
+        measurement=MEASUREMENT + "1,5,2020-01-10,2020-01-11 00:00:00,1,10,,\n1,6,2020-01-10,,1,10,,\n",
+    )
+    started = "2020-01-10 22:00:00"
+    assert rows(meds) == [(started, IN), (started, "OMOP//6"), ("2020-01-11 00:00:00", "OMOP//5")]
+
+
 def test_a_time_that_contradicts_its_date_is_counted_once(provide, capsys):
     meds = provide(
         visit_occurrence=VISIT + "10,1,9201,2020-01-10,1900-01-01 10:00:00,2020-01-14,2020-01-14 10:00:00\n",
