@@ -297,3 +297,44 @@ def test_only_a_window_of_the_file_is_in_memory(tmp_path, monkeypatch):
         for _ in reader.patients():
             longest = max(longest, len(reader.text))
     assert longest < 20_000 < (tmp_path / "x.json").stat().st_size / 20
+
+
+odd_dates = st.sampled_from(
+    ["20200115", "2020-01-15", "2020-01-15 24:00:00", "1900-01-01", "9999-12-31", "0001-01-01", "NULL", "", None]
+)
+odd_entries = st.lists(st.tuples(st.sampled_from(["I10", "NA", "00123", " ", "", None]), odd_dates), max_size=5)
+odd_births = st.sampled_from([None, "", "NaN", 1950, "1950.0", 1900])
+
+
+@settings(max_examples=15, deadline=None)
+@given(odd_entries, odd_entries, odd_births, odd_dates, st.booleans())
+def test_troubles_in_combination_are_events_or_counts_and_never_reach_another_patient(
+    tmp_path_factory, ours, theirs, year, date, wrong
+):
+    def made(*entries):
+        folder = tmp_path_factory.mktemp("json")
+        found = [
+            {
+                "patient_id": number,
+                "birth_year": year,
+                "birth_date": date,
+                "diagnoses": [code for code, _ in part],
+                "diagnosis_dates": [when for _, when in part],
+            }
+            for number, part in enumerate(entries)
+        ]
+        (folder / "x.json").write_text(json.dumps(found))
+        (folder / "meds").mkdir()
+        shares = {"train": 1.0, "tuning": 0.0, "held_out": 0.0}
+        source = PatientsJson(PatientsJsonConfig(path=folder / "x.json", **shares))
+        return source.provide(folder / "meds", build("executor", SerialConfig()))
+
+    alone = made(ours)
+    assert [row for row in rows(made(ours, theirs)) if row[0] == 0] == rows(alone)
+    codes = [code for *_, code in rows(alone) if code != "MEDS_BIRTH"]
+    lost = json.loads((alone / "metadata" / "left_out.json").read_text()).get("diagnoses", {})
+    assert len(codes) + sum(lost.values()) == len(ours)
+    assert set(codes) <= {"ICD10CM//I10", "ICD10CM//NA", "ICD10CM//00123"}
+    if wrong:
+        with pytest.raises(DataError, match=r"patient 2: date \d+ of diagnoses is not YYYYMMDD"):
+            made(ours, [*theirs, ("I10", "2020-02-31")])
