@@ -116,6 +116,7 @@ def test_a_notebook_does_the_same_in_a_few_lines(world):
         ehr.load(world)
 
 
+@pytest.mark.slow
 def test_trajectories_are_drawn_by_one_command_and_gone_on_with(world, tmp_path):
     arguments = [
         "run=" + str(world / "OUT" / "pretrain"), "source=meds", f"source.path={world / 'NEW'}", "splits=[held_out]",

@@ -52,6 +52,7 @@ def test_a_store_is_trained_on_without_records(ranked):
     assert "Nothing to do: all 1 stages are up to date." in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_further_with_an_adapter_by_one_command(ranked):
     folder, _ = ranked
     settings = ["store=store", "start_from=first/pretrain", "adapter={name: lora, rank: 2}", *SMALL]

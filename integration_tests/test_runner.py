@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -74,6 +75,7 @@ def test_a_second_run_does_nothing_and_says_so(demo):
     assert len(list(folder.glob("outputs/[0-9]*/*/report.html"))) == 1
 
 
+@pytest.mark.slow
 def test_a_changed_setting_reruns_only_what_depends_on_it(demo):
     folder, _ = demo
     done = ehr_train(folder, *SMALL, *TUNE, "predictors.xgboost.max_depth=2")
@@ -133,15 +135,16 @@ def broken(kind):
         place = table.column_names.index("numeric_value")
         pq.write_table(table.set_column(place, "numeric_value", table["code"]), shard)
 
-    def unsorted(meds):
+    def nobodys(meds):
         shard = meds / "data" / "train" / "1.parquet"
         table = pq.read_table(shard)
-        pq.write_table(table.take(np.arange(len(table))[::-1].copy()), shard)
+        subjects = pa.array([None, *table["subject_id"].to_pylist()[1:]], pa.int64())
+        pq.write_table(table.set_column(0, "subject_id", subjects), shard)
 
-    def missing_split(meds):
-        shutil.rmtree(meds / "data" / "tuning")
+    def no_train(meds):
+        shutil.rmtree(meds / "data" / "train")
 
-    return {"truncated": truncate, "wrong type": wrong_type, "unsorted": unsorted, "missing split": missing_split}[kind]
+    return {"truncated": truncate, "wrong type": wrong_type, "nobody's row": nobodys, "no train": no_train}[kind]
 
 
 @pytest.mark.parametrize(
@@ -149,8 +152,8 @@ def broken(kind):
     [
         ("truncated", ["1.parquet"]),
         ("wrong type", ["1.parquet", "numeric_value"]),
-        ("unsorted", ["1.parquet", "sorted"]),
-        ("missing split", ["tuning"]),
+        ("nobody's row", ["1.parquet", "row 1", "subject_id is null"]),
+        ("no train", ["train"]),
     ],
 )
 def test_a_broken_meds_folder_is_one_clear_line(tmp_path, tiny_meds, kind, words):
@@ -181,6 +184,7 @@ def losses(rows):
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_losses_as_one(demo, tmp_path):
     one, _ = history(demo[0])
     halved = [a if not a.startswith("train.batch_size") else "train.batch_size=4" for a in SMALL]
@@ -191,6 +195,7 @@ def test_two_processes_give_the_same_losses_as_one(demo, tmp_path):
     np.testing.assert_allclose(list(losses(one).values()), list(losses(two).values()), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_command_runs_under_torchrun(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
     arguments = [*SMALL, *TUNE, "predictors=[direct,finetuned]"]
@@ -203,6 +208,7 @@ def test_the_same_command_runs_under_torchrun(tmp_path):
     assert len(list(tmp_path.glob("outputs/[0-9]*/*/report.html"))) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_bit_for_bit_the_same(tmp_path):
     """kill -9 in the middle of training, the same command again: losses and weights as if nothing had happened."""
     arguments = [*SMALL, "train.max_steps=60", "train.checkpoint_every=5", "model.dropout=0.2", "predictors=[direct]"]

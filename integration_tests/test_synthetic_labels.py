@@ -15,6 +15,7 @@ from ehr_core.formats.labels import Labels, read_labels, write_labels
 from ehr_core.outcomes import COLUMNS
 from ehr_core.plugin import SerialConfig
 from ehr_core.plugins import build, registry
+from ehr_core.testing.corruption import reseal
 
 DOCS = Path(__file__).parents[1] / "docs" / "synthetic.md"
 TASKS = {
@@ -82,6 +83,7 @@ def test_labels_that_do_not_agree_with_the_events_are_refused(tmp_path, task):
     changed = table.set_column(table.column_names.index(column), column, [values])
     assert pc.sum(pc.not_equal(changed[column], table[column])).as_py() == 1
     write_labels(path, changed, TASKS[task])
+    reseal(path.parent)
     with pytest.raises(DataError, match="does not agree with the task: 1 "):
         label(cohort, tmp_path / "out", task)
 

@@ -126,6 +126,7 @@ def test_loading_does_not_ask_the_network(monkeypatch):
     assert tried == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt", "bert", "hf"])
 def test_each_block_of_a_saved_models_readme_loads_it_in_a_fresh_process(name, tmp_path):
     settings = from_plain("model", {"name": name, "num_layers": 1, "num_heads": 2, "width": 16})

@@ -57,7 +57,7 @@ def test_make_keeps_the_records_of_a_source(tmp_path, capsys):
 
 def test_records_that_are_meds_already_are_not_made_again(tmp_path):
     meds = write_tiny_meds(tmp_path / "meds")
-    with pytest.raises(ConfigError, match=r"source=meds has its records as MEDS in .* already"):
+    with pytest.raises(ConfigError, match="source=meds has its records as MEDS already"):
         run("ehr-tokenize", "make", ["source=meds", f"source.path={meds}", f"output={tmp_path}/b"])
     assert not (tmp_path / "b").exists()
     with pytest.raises(FormatError, match="exists already"):

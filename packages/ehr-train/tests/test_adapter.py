@@ -173,6 +173,7 @@ def test_every_preset_trains(job, name):
     assert Run(path).settings["adapter"] == settings
 
 
+@pytest.mark.slow
 def test_two_processes_train_an_adapter_as_one_does(job, tmp_path):
     quiet = dataclasses.replace(job, adapter=LORA | {"dropout": 0.0}, train=dataclasses.replace(job.train, log_every=1))
     quiet = dataclasses.replace(quiet, objective=dataclasses.replace(job.objective, dropout=0.0))
