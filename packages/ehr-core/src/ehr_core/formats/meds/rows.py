@@ -88,21 +88,24 @@ def read_treated(
     path = shard.path
     events, zoned, valued = _typed(path, more)
     _check_rows(events, path)
+    id_N, time_N = _arrays(events)
     treated = {
         "shards_empty": int(not len(events)),
         "shards_with_time_zone": int(zoned),
         "shards_without_values": int(not valued),
-        "shards_sorted": int(not _in_order(events)),
+        "shards_sorted": int(not _in_order(id_N, time_N)),
     }
     if treated["shards_sorted"]:
         events = events.sort("subject_id", "time", nulls_last=False, maintain_order=True)
     if shard.subject_id is not None:
         events = events.filter(events["subject_id"].is_in(shard.subject_id))
+    if treated["shards_sorted"] or shard.subject_id is not None:
+        id_N, time_N = _arrays(events)
     finite = events["numeric_value"].is_finite()  # null for null
     treated["non_finite"] = int((~finite).sum())
     if treated["non_finite"]:
         events = events.with_columns(events["numeric_value"].set(~finite, None))
-    events, counts = times.settle(events, shard.reading)
+    events, counts = times.settle(events, id_N, time_N, shard.reading)
     rows = len(events)
     if drop_duplicates:
         events = events.unique(keep="first", maintain_order=True)
@@ -175,12 +178,15 @@ def _check_rows(events: pl.DataFrame, path: Path) -> None:
         raise DataError(f"{path}, row {_first(empty)}: code is null or empty")
 
 
-def _in_order(events: pl.DataFrame) -> bool:
+def _arrays(events: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Subjects and times (N,) int64 of the rows; NO_TIME for null."""
+    return events["subject_id"].to_numpy(), events["time"].to_physical().fill_null(NO_TIME).to_numpy()
+
+
+def _in_order(id_N: np.ndarray, time_N: np.ndarray) -> bool:
     """Whether rows are in order of subject and time, null times first."""
-    subject_N = events["subject_id"].to_numpy()
-    time_N = events["time"].to_physical().fill_null(NO_TIME).to_numpy()
-    same_N = subject_N[1:] == subject_N[:-1]
-    return not bool(((subject_N[1:] < subject_N[:-1]) | (same_N & (time_N[1:] < time_N[:-1]))).any())
+    same_N = id_N[1:] == id_N[:-1]
+    return not bool(((id_N[1:] < id_N[:-1]) | (same_N & (time_N[1:] < time_N[:-1]))).any())
 
 
 def _first(bad: pl.Series) -> int:

@@ -26,28 +26,38 @@ BEFORE_US, AFTER_US = int(YEAR_US), int(130 * YEAR_US)
 """Care begins before birth; nobody has lived longer."""
 
 
-def settle(events: pl.DataFrame, reading: Reading) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Events in order with what cannot be left out, births under their one name, and deaths at the end of their day."""
+def settle(
+    events: pl.DataFrame, id_N: np.ndarray, time_N: np.ndarray, reading: Reading
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Events in order with what cannot be left out, births under their one name, and deaths at the end of their day.
+
+    ``id_N`` int64 and ``time_N`` int64 microseconds (NO_TIME: null) are the subjects and times of the events.
+    """
     events, renamed = _named(events, reading.birth)
     counts = dict.fromkeys(TREATED, 0) | {"births_renamed": renamed}
-    id_N = events["subject_id"].to_numpy()
-    time_N = events["time"].to_physical().fill_null(NO_TIME).to_numpy()
-    subject_N = np.cumsum(np.concatenate([[False], id_N[1:] != id_N[:-1]])) if len(id_N) else np.zeros(0, np.int64)
-    timed_N = time_N != NO_TIME
-    long_ago_N, future_N = timed_N & (time_N < reading.earliest), time_N > reading.latest
+    if not len(id_N):
+        return events, counts
+    first_S = np.flatnonzero(np.concatenate([[True], id_N[1:] != id_N[:-1]]))
+    future_N, long_ago_N = time_N > reading.latest, (time_N < reading.earliest) & (time_N != NO_TIME)
     counts |= {"long_ago": int(long_ago_N.sum()), "future": int(future_N.sum())}
     keep_N = ~(long_ago_N | future_N)
     birth_N = (events["code"] == MEDS_BIRTH).to_numpy()
-    size = int(subject_N[-1]) + 1 if len(subject_N) else 0
-    keep_N, dropped, beyond = _lives(subject_N, time_N, timed_N, birth_N, keep_N, size)
-    counts |= {"births_dropped": dropped, "beyond_life": beyond}
-    born_S = np.zeros(size, bool)
-    born_S[subject_N[birth_N & timed_N & keep_N]] = True
-    counts["subjects_without_birth"] = int(size - born_S.sum())
+    birth_S = _births(first_S, time_N, birth_N & keep_N)
+    keep_N, counts["births_dropped"], counts["beyond_life"] = _lives(first_S, time_N, birth_N, birth_S, keep_N)
+    counts["subjects_without_birth"] = int((_births(first_S, time_N, birth_N & keep_N) == NO_TIME).sum())
     if not keep_N.all():
-        events, subject_N, time_N = events.filter(pl.Series(keep_N)), subject_N[keep_N], time_N[keep_N]
-    events, counts["deaths_moved"] = _deaths(events, subject_N, time_N)
+        events, id_N, time_N = events.filter(pl.Series(keep_N)), id_N[keep_N], time_N[keep_N]
+    events, counts["deaths_moved"] = _deaths(events, id_N, time_N)
     return events, counts
+
+
+def _births(first_S: np.ndarray, time_N: np.ndarray, birth_N: np.ndarray) -> np.ndarray:
+    """(S,) time of each subject's first birth that has one; NO_TIME: there is none."""
+    birth_S = np.full(len(first_S), NO_TIME)
+    at = np.flatnonzero(birth_N)
+    at = at[time_N[at] != NO_TIME][::-1]  # backwards, so that the first birth stays
+    birth_S[np.searchsorted(first_S, at, side="right") - 1] = time_N[at]
+    return birth_S
 
 
 def _named(events: pl.DataFrame, birth: tuple[str, ...]) -> tuple[pl.DataFrame, int]:
@@ -66,27 +76,34 @@ def _named(events: pl.DataFrame, birth: tuple[str, ...]) -> tuple[pl.DataFrame, 
 
 
 def _lives(
-    subject_N: np.ndarray, time_N: np.ndarray, timed_N: np.ndarray, birth_N: np.ndarray, keep_N: np.ndarray, size: int
+    first_S: np.ndarray, time_N: np.ndarray, birth_N: np.ndarray, birth_S: np.ndarray, keep_N: np.ndarray
 ) -> tuple[np.ndarray, int, int]:
     """Which rows to keep when lives are as long as they can be, the number of births left out and of other events."""
-    born = np.flatnonzero(birth_N & timed_N & keep_N)[::-1]  # backwards, so that the first birth stays
-    if not len(born):
-        return keep_N, 0, 0
-    birth_S = np.full(size, NO_TIME)
-    birth_S[subject_N[born]] = time_N[born]
-    judged_N = timed_N & keep_N & ~birth_N & (birth_S != NO_TIME)[subject_N]
-    since_N = np.where(judged_N, time_N - np.where(birth_S == NO_TIME, 0, birth_S)[subject_N], 0)
-    wrong_N = (since_N < -BEFORE_US) | (since_N > AFTER_US)
-    if not wrong_N.any():
-        return keep_N, 0, 0
-    wrong_S, all_S = (np.bincount(subject_N[mask], minlength=size) for mask in (wrong_N, judged_N))
-    birth_wrong_S = 2 * wrong_S > all_S
-    dropped_N = birth_N & timed_N & keep_N & birth_wrong_S[subject_N]
-    beyond_N = wrong_N & ~birth_wrong_S[subject_N]
-    return keep_N & ~dropped_N & ~beyond_N, int(dropped_N.sum()), int(beyond_N.sum())
+    # Rows are in order of time, so the first and the last of a subject show whether any can be wrong.
+    born_S = birth_S != NO_TIME
+    since_S, until_S = (np.where(born_S, birth_S, 0) + span for span in (-BEFORE_US, AFTER_US))
+    soonest_S = np.minimum.reduceat(np.where(time_N == NO_TIME, np.iinfo(np.int64).max, time_N), first_S)
+    latest_S = time_N[np.append(first_S[1:], len(time_N)) - 1]
+    keep_N = keep_N.copy()
+    dropped = beyond = 0
+    for subject in np.flatnonzero(born_S & ((soonest_S < since_S) | (latest_S > until_S))).tolist():
+        end = first_S[subject + 1] if subject + 1 < len(first_S) else len(time_N)
+        rows = np.arange(first_S[subject], end)
+        judged = keep_N[rows] & ~birth_N[rows] & (time_N[rows] != NO_TIME)
+        wrong = judged & ((time_N[rows] < since_S[subject]) | (time_N[rows] > until_S[subject]))
+        if not wrong.any():
+            continue
+        if 2 * np.count_nonzero(wrong) > np.count_nonzero(judged):
+            births = rows[birth_N[rows] & keep_N[rows] & (time_N[rows] != NO_TIME)]
+            keep_N[births] = False
+            dropped += len(births)
+        else:
+            keep_N[rows[wrong]] = False
+            beyond += int(np.count_nonzero(wrong))
+    return keep_N, dropped, beyond
 
 
-def _deaths(events: pl.DataFrame, subject_N: np.ndarray, time_N: np.ndarray) -> tuple[pl.DataFrame, int]:
+def _deaths(events: pl.DataFrame, id_N: np.ndarray, time_N: np.ndarray) -> tuple[pl.DataFrame, int]:
     """Events with each death at midnight at the subject's last event of that day, and how many moved."""
     death = events["code"].str.starts_with(MEDS_DEATH)
     if not death.any():
@@ -95,10 +112,9 @@ def _deaths(events: pl.DataFrame, subject_N: np.ndarray, time_N: np.ndarray) -> 
     if not len(at):
         return events, 0
     # Rows are in order of subject and time, so the last of a day is the one before the first of a later day.
-    width = np.flatnonzero(np.diff(subject_N, append=subject_N[-1] + 1))
-    end_S = np.searchsorted(width, at)
+    last_S = np.flatnonzero(np.append(id_N[1:] != id_N[:-1], True))
     moved, to = [], []
-    for row, end in zip(at.tolist(), width[end_S].tolist(), strict=True):
+    for row, end in zip(at.tolist(), last_S[np.searchsorted(last_S, at)].tolist(), strict=True):
         last = row + int(np.searchsorted(time_N[row : end + 1], time_N[row] + DAY_US)) - 1
         if time_N[last] > time_N[row]:
             moved.append(row)
