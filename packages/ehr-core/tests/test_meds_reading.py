@@ -96,13 +96,30 @@ def test_a_dataset_may_have_one_split_only(tmp_path):
 
 
 def test_settings_of_the_source_make_a_view_that_says_the_split_and_leave_the_records_alone(tmp_path):
-    meds = write(tmp_path / "meds", train__0=frame(*person(1, 1)), a=frame(*person(2, 1)))
+    meds = write(tmp_path / "meds", held_out__0=frame(*person(1, 1)), a=frame(*person(2, 1)))
     before = sorted(path.relative_to(meds) for path in meds.rglob("*"))
     source = MedsSource(MedsConfig(path=meds, split="held_out"))
     assert source.place is None
     view = source.provide(tmp_path / "view", Serial(SerialConfig()))
     assert by_split(view) == {"train": [], "tuning": [], "held_out": [1, 2]}
     assert sorted(path.relative_to(meds) for path in meds.rglob("*")) == before
+
+
+def test_a_split_in_the_settings_that_folders_or_the_table_contradict_is_refused(tmp_path):
+    view = Serial(SerialConfig())
+    meds = write(tmp_path / "a", train__0=frame(*person(1, 1)))
+    with pytest.raises(DataError, match=r"source.split=held_out contradicts .*a/data/train; leave it out"):
+        MedsSource(MedsConfig(path=meds, split="held_out")).provide(tmp_path / "view_a", view)
+    flat = write(tmp_path / "b", x=frame(*person(1, 1), *person(2, 1)))
+    splits(flat, train=[1], held_out=[2])
+    with pytest.raises(DataError, match=r"b/metadata/subject_splits.parquet, which has 1 of the 2 subjects in other"):
+        MedsSource(MedsConfig(path=flat, split="held_out")).provide(tmp_path / "view_b", view)
+
+
+def test_errors_name_the_users_folder_and_not_that_of_the_view(tmp_path):
+    meds = write(tmp_path / "mine", x=frame(*person(1, 1)))
+    with pytest.raises(FormatError, match=r"mine has Parquet files outside of data"):
+        MedsSource(MedsConfig(path=meds, birth=["DOB"])).provide(tmp_path / "view", Serial(SerialConfig()))
 
 
 @pytest.mark.parametrize(

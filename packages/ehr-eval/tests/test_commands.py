@@ -286,8 +286,8 @@ def test_the_report_says_what_was_odd_in_the_records(parts, tiny, labels, tmp_pa
     manifest = read_manifest(tmp_path / "out/predictions/readmission_30d/logistic", "predictions", 1)
     assert manifest.content["treated"] == {"future": 1, "shards_sorted": 1}
     page = (tmp_path / "out/report.html").read_text()
-    assert "records: 1 events later than `source.latest`" in page
-    assert "records: 1 shards whose rows were not in order" in page
+    assert "records that were predicted: 1 events later than `source.latest`" in page
+    assert "records that were predicted: 1 shards whose rows were not in order" in page
 
 
 def test_command_lines_compose_as_documented(parts):

@@ -6,6 +6,7 @@ shard; memory is bounded by ``ROWS`` joined events at a time and by the result.
 """
 
 import dataclasses
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -89,8 +90,23 @@ class Histories:
             frame = NO_EVENTS.select(subject_id="subject_id", prediction_time="time")
             if samples is not None and len(samples):
                 frame = cast(pl.DataFrame, pl.from_arrow(samples.select(list(KEY))))
-            self._read[split] = read_history(self.meds, split, frame)
+            self._read[split] = found = read_history(self.meds, split, frame)
+            _say(split, found)
         return self._read[split]
+
+
+def _say(split: str, history: History) -> None:
+    """What was odd in the records of a split, on stderr."""
+    odd = {name: count for name, count in sorted(history.treated.items()) if count}
+    if len(history.age_N) and np.isnan(history.age_N).all():
+        odd.pop("subjects_without_birth", None)
+        print(
+            f"note: {split}: no sample has an age, because no birth is known; source.birth=[CODE] of source=meds names "
+            "its code",
+            file=sys.stderr,
+        )
+    if odd:
+        print(f"treated in {split}: " + ", ".join(f"{name} {count:,}" for name, count in odd.items()), file=sys.stderr)
 
 
 def read_history(meds: Path, split: str, samples: pl.DataFrame) -> History:

@@ -181,6 +181,9 @@ def _explain(command: str, overrides: list[str], error: BaseException) -> str:
     texts = [str(cause).strip().splitlines() for cause in causes if cause is not None and str(cause).strip()]
     detail = texts[-1] if texts else [type(error).__name__]
     where = next((line.strip().removeprefix("full_key: ") for line in detail if "full_key" in line), "")
+    if "is not a ListConfig" in detail[0] and where:
+        value = next((o.partition("=")[2] for o in overrides if o.lstrip("+~").partition("=")[0] == where), "A,B")
+        return f"{where} is a list; write {where}=[{value}]"
     if not where:
         where = next((o.partition("=")[0] for o in overrides if o in str(error)), "")
     return f"{where}: {detail[0]}" if where and where not in detail[0] else detail[0]

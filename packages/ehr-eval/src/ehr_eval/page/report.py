@@ -129,7 +129,7 @@ def _treated(founds: list[Found]) -> list[str]:
     odd: Counter[str] = Counter()
     for found in founds:
         odd |= Counter(found.content.get("treated", {}))
-    return [f"records: {count:,} {TREATED.get(name, name)}" for name, count in sorted(odd.items())]
+    return [f"records that were predicted: {count:,} {TREATED.get(name, name)}" for name, count in sorted(odd.items())]
 
 
 def _noted(founds: list[Found]) -> list[str]:

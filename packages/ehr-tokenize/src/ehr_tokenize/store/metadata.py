@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from ehr_core.errors import DataError, FormatError
 from ehr_core.formats.folder import read_json
+from ehr_core.formats.meds import records_folder
 from ehr_core.formats.parquet import read_frame
 
 FILES = ("codes.parquet", "dataset.json", "subject_splits.parquet")
@@ -37,7 +38,7 @@ def check_splits(meds: Path, shards: Iterable[tuple[str, Path, np.ndarray]]) -> 
 
     ``shards`` are split, file and subjects. Returns how many subjects the file does not name; all when it is missing.
     """
-    path = meds / "metadata" / "subject_splits.parquet"
+    path = records_folder(meds) / "metadata" / "subject_splits.parquet"
     table = _read(path, {"subject_id": pl.Int64, "split": pl.String}) if path.is_file() else None
     id_M = table["subject_id"].to_numpy() if table is not None else np.zeros(0, np.int64)
     split_M = table["split"].to_numpy() if table is not None else np.zeros(0, object)

@@ -86,7 +86,7 @@ def _lines(plan: Plan, data: Data) -> Iterator[str]:
     context, causal = parts.context, is_causal(parts.learner.model)
     found = estimate(job, plan.world_size, parts, data.part)
     if data.part < 1:
-        yield f"judged from {data.part:.1%} of the events; all of them have more distinct codes, and so parameters"
+        yield f"judged from {data.part:.1%} of the events; all of them may have more distinct codes, and so parameters"
     yield f"pretrain: {describe_estimate(found)}"
     seconds = found["seconds"] + data.seconds
     for (task, predictor), stage in plan.fitted.items():

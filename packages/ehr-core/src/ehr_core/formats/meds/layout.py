@@ -34,20 +34,23 @@ def shards(folder: Path, now: int | None = None) -> list[Shard]:
     """
     given = reading_of(folder)
     paths = _files(folder)
+    said = records_folder(folder)
     with ThreadPoolExecutor() as pool:
         last = list(pool.map(_last_time, paths))
     reading = _reading(folder, given, dict(zip(paths, last, strict=True)), now)
-    if given.split is not None:
-        return [Shard(given.split, number, path, reading) for number, path in enumerate(paths)]
     root = _root(folder)
     folders = {path: path.relative_to(root).parts[0] for path in paths}
+    if given.split is not None:
+        _check_nothing_says_another(said, folders, given.split)
+        return [Shard(given.split, number, path, reading) for number, path in enumerate(paths)]
     if all(name in SPLITS for name in folders.values()):
-        return _by_folder(folder, folders, reading)
-    return _by_subject(folder, paths, reading)
+        return _by_folder(folders, reading)
+    return _by_subject(said, paths, reading)
 
 
 def need_split(found: Sequence[Shard], split: str, folder: Path) -> list[Shard]:
     """The shards of a split. Raises FormatError when the dataset does not have it."""
+    folder = records_folder(folder)
     chosen = [shard for shard in found if shard.split == split]
     if not chosen:
         there = ", ".join(dict.fromkeys(shard.split for shard in found))
@@ -78,7 +81,30 @@ def _root(folder: Path) -> Path:
     return (folder / DATA).resolve() if (folder / DATA).is_symlink() else folder / DATA
 
 
-def _by_folder(folder: Path, folders: dict[Path, str], reading: Reading) -> list[Shard]:
+def records_folder(folder: Path) -> Path:
+    """Where a dataset's files lie: another folder than its own where it is a view (`write_view`)."""
+    return (folder / DATA).resolve().parent if (folder / DATA).is_symlink() else folder
+
+
+def _check_nothing_says_another(folder: Path, folders: dict[Path, str], split: str) -> None:
+    """Raise DataError when a folder, or the table of splits, puts subjects elsewhere than ``source.split``."""
+    other = next((name for name in folders.values() if name in SPLITS and name != split), None)
+    if other is not None:
+        raise DataError(f"source.split={split} contradicts {folder / DATA / other}; leave it out: the folders say it")
+    table = folder / SUBJECT_SPLITS
+    if not table.is_file():
+        return
+    id_M, split_M = _read_splits(table)
+    subject_S = np.concatenate([subjects_of(path) for path in folders])
+    elsewhere = int(np.isin(subject_S, id_M[split_M != SPLITS.index(split)]).sum())
+    if elsewhere:
+        raise DataError(
+            f"source.split={split} contradicts {table}, which has {elsewhere} of the {len(subject_S)} subjects in "
+            "other splits; leave it out: the table says it"
+        )
+
+
+def _by_folder(folders: dict[Path, str], reading: Reading) -> list[Shard]:
     found = []
     for split in SPLITS:
         paths = [path for path, name in folders.items() if name == split]
