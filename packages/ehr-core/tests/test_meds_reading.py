@@ -116,6 +116,26 @@ def test_a_split_in_the_settings_that_folders_or_the_table_contradict_is_refused
         MedsSource(MedsConfig(path=flat, split="held_out")).provide(tmp_path / "view_b", view)
 
 
+def test_files_are_found_below_links_and_under_any_spelling_and_hidden_ones_are_not(tmp_path):
+    meds = write(tmp_path / "m", train__0=frame(*person(1, 1)), tuning__x=frame(*person(2, 1)))
+    other = write(tmp_path / "other", b__1=frame(*person(3, 1)))
+    (meds / "data/train/b").symlink_to(other / "data/b")
+    (meds / "data/held_out").symlink_to(write(tmp_path / "disk", **{"h__0": frame(*person(4, 1))}) / "data/h")
+    (meds / "data/tuning/x.parquet").rename(meds / "data/tuning/X.PARQUET")
+    write(meds, train___y__0=frame(*person(5, 1)))
+    (meds / "data/train/_y").rename(meds / "data/train/part.parquet")
+    write(tmp_path / "hidden", x=frame(*person(1, 2)))
+    (tmp_path / "hidden/data").rename(meds / "data/train/.ipynb_checkpoints")
+    assert by_split(meds) == {"train": [1, 3, 5], "tuning": [2], "held_out": [4]}
+
+
+def test_a_folder_of_a_split_that_the_table_contradicts_is_refused_beside_other_files_too(tmp_path):
+    meds = write(tmp_path, train__0=frame(*person(1, 1)), x=frame(*person(2, 1)))
+    splits(meds, held_out=[1], train=[2])
+    with pytest.raises(DataError, match=r"puts subjects of .* in another split than train"):
+        shards(meds)
+
+
 def test_errors_name_the_users_folder_and_not_that_of_the_view(tmp_path):
     meds = write(tmp_path / "mine", x=frame(*person(1, 1)))
     with pytest.raises(FormatError, match=r"mine has Parquet files outside of data"):
@@ -244,6 +264,23 @@ def test_a_birth_that_contradicts_the_whole_record_is_left_out(tmp_path, birth):
     found, counts = treated(tmp_path / "meds", *rows)
     assert found == USUAL[1:]
     assert counts == {"births_dropped": 1, "subjects_without_birth": 1}
+
+
+def test_births_that_contradict_one_another_are_counted_and_the_first_counts(tmp_path):
+    rows = [USUAL[0], (1, "1990-01-01", "MEDS_BIRTH"), *USUAL[1:]]
+    assert treated(tmp_path / "meds", *rows) == (rows, {"births_contradicting": 1})
+
+
+@pytest.mark.parametrize("unit", ["us", "ms"])
+def test_times_that_no_calendar_has_are_left_out(tmp_path, unit):
+    table = frame(*USUAL).to_arrow()
+    times = table["time"].cast(pa.timestamp(unit)).cast(pa.int64()).to_pylist()
+    times[-1] = 2**62
+    table = table.set_column(1, "time", pa.array(times).cast(pa.timestamp(unit)))
+    meds = write(tmp_path, train__0=table)
+    events, counts = read_treated(shards(meds)[0])
+    assert (len(events), counts["future"]) == (len(USUAL) - 1, 1)
+    assert last_time(meds, shards(meds)) == datetime(2020, 1, 2)
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,12 @@ def test_a_stay_is_asked_once_however_many_discharges_it_has(readmission):
     assert readmission(rows) == [(1, 5.0, True), (1, 21.0, False)]
 
 
+def test_a_code_that_only_begins_like_one_of_a_group_is_none_of_it(mortality, readmission):
+    rows = [(1, 0, ADM), (1, 2, "MEDS_DEATH_RISK//LOW"), (1, 2, "HOSPITAL_DISCHARGE_PLANNED"), (1, 5, DIS)]
+    assert mortality(rows) == [(1, 1.0, False)]
+    assert readmission(rows) == [(1, 5.0, False)]
+
+
 def test_a_discharge_without_an_admission_is_no_stay(readmission):
     assert readmission([(1, 0, DIS), (1, 5, ADM), (1, 6, DIS)]) == [(1, 6.0, False)]
 

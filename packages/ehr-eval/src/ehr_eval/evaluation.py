@@ -124,6 +124,8 @@ def evaluate_predictions(predictions: Path, settings: ScoringConfig, output: Pat
 
 def check_scoring(settings: ScoringConfig) -> None:
     """Raise ConfigError for settings that no predictions could be scored with."""
+    if not 0 <= settings.seed < 2**32:
+        raise ConfigError(f"seed is {settings.seed}; it must be a number from 0 to {2**32 - 1}")
     if settings.split not in SPLITS:
         raise ConfigError(f"split is {settings.split!r}; allowed: {', '.join(SPLITS)}")
     if not 0 < settings.confidence < 1 or settings.num_bootstrap < 0:

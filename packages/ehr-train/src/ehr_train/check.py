@@ -93,6 +93,11 @@ def check_train(settings: TrainConfig, where: str = "train") -> None:
         value = getattr(settings, name)
         if value is not None and not value >= least:
             raise ConfigError(f"{where}.{name} is {value}; it must be at least {least:g}")
+    for name, most in (("beta1", 1.0), ("beta2", 1.0)):
+        if getattr(settings, name) >= most:
+            raise ConfigError(f"{where}.{name} is {getattr(settings, name)}; it must be below {most:g}")
+    if settings.warmup_share > 1:
+        raise ConfigError(f"{where}.warmup_share is {settings.warmup_share}; it must be at most 1")
 
 
 def check_strategy(job: TrainJob, world_size: int) -> Any:

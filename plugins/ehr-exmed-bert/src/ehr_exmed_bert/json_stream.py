@@ -31,7 +31,7 @@ class _Reader:
     def __init__(self, file: TextIO, path: Path):
         self.file, self.path = file, path
         self.text, self.at, self.number = "", 0, 0
-        self.decoder = json.JSONDecoder()
+        self.decoder = json.JSONDecoder(object_pairs_hook=self._object)
 
     def patients(self) -> Iterator[dict[str, Any]]:
         opening = self.take("[{")
@@ -107,9 +107,18 @@ class _Reader:
                 if self.text[end : end + 3].strip(".eE+-") or not self.fill():
                     self.at = min(end, len(self.text))
                     return found
+            except RecursionError:
+                raise self.error("nests too deep") from None
             except ValueError:
                 if len(self.text) - self.at > LIMIT or not self.fill():
                     raise self.error("is not readable JSON") from None
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """An object, none of whose keys may be there twice: one of the two would be lost."""
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise self.error("has a key twice")
+        return found
 
     def error(self, what: str) -> FormatError:
         where = f", patient {self.number}" if self.number else ""

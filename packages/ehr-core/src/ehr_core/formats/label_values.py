@@ -36,7 +36,8 @@ PREDICTED: dict[str, pa.DataType] = {
     **{columns.prediction: pa.list_(pa.float64()) if columns.many else pa.float64() for columns in COLUMNS.values()},
 }
 """The further columns of predictions."""
-EXACT = 2**53
+EXACT = {"halffloat": 2**11, "float": 2**24}
+"""Whole numbers below are exact in these types; of float64 and of what is cast to it, those below 2**53 are."""
 """Whole numbers beyond this are not told apart by a column of floating point."""
 LARGEST = 1e15
 """No outcome is beyond this; sums of squares of such numbers still fit into 32 bits."""
@@ -124,9 +125,10 @@ def _whole(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
         large = pc.greater(column.cast(pa.uint64()), pa.scalar(2**63 - 1, pa.uint64()))
         _refuse(large, name, path, "too large for an integer of 64 bits")
     if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+        exact = float(EXACT.get(str(column.type), 2**53))
         numbers = column.cast(pa.float64(), safe=False)
         numbers = pc.if_else(pc.is_nan(numbers), None, numbers)
-        odd = pc.or_(pc.not_equal(pc.floor(numbers), numbers), pc.greater(pc.abs(numbers), float(EXACT)))
+        odd = pc.or_(pc.not_equal(pc.floor(numbers), numbers), pc.greater_equal(pc.abs(numbers), exact))
         _refuse(odd, name, path, "not whole numbers, or too large to be exact in floating point")
         return numbers.cast(pa.int64())
     return column.cast(pa.int64())

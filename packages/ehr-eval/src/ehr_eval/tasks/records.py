@@ -6,7 +6,7 @@ from datetime import datetime
 import numpy as np
 import polars as pl
 from ehr_core.formats.tokens import NO_TIME
-from ehr_core.stays import find_stays
+from ehr_core.stays import find_stays, starts_with
 
 
 def codes_with(codes: Sequence[str], prefixes: Sequence[str]) -> list[str]:
@@ -25,10 +25,13 @@ def stays_of(events: pl.DataFrame, groups: Mapping[str, Sequence[str]], end: dat
 
     Columns: ``subject_id``; ``start``; ``close``, the time of the discharge, else of the next admission (null: neither
     is on record); ``discharged``, whether it is a discharge; ``death``, the subject's first (null: none);
-    ``next_start`` of the subject's next stay. Events without a time, and events after ``end``, are left out.
+    ``next_start`` of the subject's next stay. Events without a time, and events after ``end``, are left out. A code is
+    of a group when it is one of the group's, alone or with more after ``//``, as for tokens.
     """
     timed = events.filter(pl.col("time").is_not_null() & (pl.col("time") <= end))
-    rows = timed.select("subject_id", "time", **belongs(timed, groups)).filter(pl.any_horizontal(*groups))
+    codes = timed["code"].unique().to_list()
+    chosen = {name: pl.col("code").is_in([*filter(starts_with(prefixes), codes)]) for name, prefixes in groups.items()}
+    rows = timed.select("subject_id", "time", **chosen).filter(pl.any_horizontal(*groups))
     opens, closes = (rows[name].to_numpy() for name in ("admission", "discharge"))
     found = find_stays(rows["subject_id"].to_numpy(), rows["time"].to_physical().to_numpy(), opens, closes)
     deaths = rows.filter("death").group_by("subject_id").agg(pl.col("time").min().alias("death"))

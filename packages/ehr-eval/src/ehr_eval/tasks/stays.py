@@ -13,6 +13,8 @@ from ehr_eval.task_settings import InHospitalCodes, StayCodes
 from ehr_eval.tasks.records import days, stays_of
 
 KEY = ("subject_id", "prediction_time")
+LONGEST = 47_450
+"""Days in 130 years."""
 
 
 class StayTask(ABC):
@@ -61,8 +63,9 @@ class InHospitalTask(StayTask):
 
     def __init__(self, settings: InHospitalCodes):
         super().__init__(settings)
-        if settings.prediction_offset_hours < 0:
-            raise ConfigError(f"{self.setting('prediction_offset_hours')} must not be negative")
+        if not 0 <= settings.prediction_offset_hours <= 24 * LONGEST:
+            name = self.setting("prediction_offset_hours")
+            raise ConfigError(f"{name} must not be negative, nor over {24 * LONGEST:,} hours")
         self.offset = timedelta(hours=settings.prediction_offset_hours)
 
     def stays(self, events: pl.DataFrame, end: datetime) -> pl.DataFrame:
@@ -97,8 +100,8 @@ class DischargeTask(StayTask):
 
     def __init__(self, settings: StayCodes, horizon_days: float):
         super().__init__(settings)
-        if horizon_days <= 0:
-            raise ConfigError(f"{self.setting('horizon_days')} must be above 0")
+        if not 0 < horizon_days <= LONGEST:
+            raise ConfigError(f"{self.setting('horizon_days')} must be above 0 and at most {LONGEST:,} days")
         self.horizon = timedelta(days=horizon_days)
 
     def discharges(self, events: pl.DataFrame, end: datetime) -> pl.DataFrame:

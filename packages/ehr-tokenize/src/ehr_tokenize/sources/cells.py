@@ -134,8 +134,9 @@ class Batch:
             column = column.str.strip_chars()
             return column.set(column == "", None)
         if column.dtype.is_float():
+            exact = 2**24 if column.dtype == pl.Float32 else EXACT
             column = column.cast(pl.Float64).fill_nan(None)
-            whole = (column == column.round()) & (column.abs() < EXACT)
+            whole = (column == column.round()) & (column.abs() < exact)
             return column.cast(pl.String).zip_with(
                 ~whole.fill_null(False), column.cast(pl.Int64, strict=False).cast(pl.String)
             )
@@ -156,7 +157,7 @@ class Batch:
             number = given.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
         elif kind.is_float():
             given = column.cast(pl.Float64).fill_nan(None)
-            exact = (given == given.round()) & (given.abs() <= EXACT)
+            exact = (given == given.round()) & (given.abs() < (2**24 if kind == pl.Float32 else EXACT))
             number = given.set(~exact.fill_null(False), None).cast(pl.Int64)
         elif kind.is_integer() or kind.is_decimal() or kind == pl.Null:
             given = column

@@ -1,6 +1,7 @@
 """Which files a dataset has, the split of each subject, and the times that its records can have."""
 
 import functools
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -66,7 +67,10 @@ def _files(folder: Path) -> list[Path]:
     root = _root(folder)
     if not root.is_dir():
         raise FormatError(f"{folder} is no MEDS dataset: {folder / DATA} is missing; expected data/{{{splits}}}")
-    found = [path for path in root.rglob("*.parquet") if not path.name.startswith(".")]
+    found = []
+    for place, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place, name) for name in names if name.lower().endswith(".parquet") and name[0] != "."]
     for split in SPLITS:
         place = root / split
         if place.is_dir() and not any(path.is_relative_to(place) for path in found):
@@ -121,6 +125,7 @@ def _by_subject(folder: Path, paths: Sequence[Path], reading: Reading) -> list[S
             "split of their subjects; write one, or say what all of them are: source.split=held_out"
         )
     id_M, split_M = _read_splits(table)
+    root = _root(folder)
     with ThreadPoolExecutor() as pool:
         subjects = list(pool.map(subjects_of, paths))
     found: dict[str, list[Shard]] = {split: [] for split in SPLITS}
@@ -129,6 +134,9 @@ def _by_subject(folder: Path, paths: Sequence[Path], reading: Reading) -> list[S
         unnamed = len(subject_S) - int(np.count_nonzero(id_M[at_S] == subject_S)) if len(id_M) else len(subject_S)
         if unnamed:
             raise DataError(f"{table} does not say the split of {unnamed} of the {len(subject_S)} subjects of {path}")
+        own = path.relative_to(root).parts[0]
+        if own in SPLITS and len(subject_S) and (split_M[at_S] != SPLITS.index(own)).any():
+            raise DataError(f"{table} puts subjects of {path} in another split than {own}; mend one of the two")
         for index, split in enumerate(SPLITS):
             chosen = subject_S[split_M[at_S] == index] if len(subject_S) else subject_S
             if len(chosen):
@@ -183,9 +191,13 @@ def _last_time(path: Path) -> int | None:
             return _slow_last_time(path)
         if statistics.null_count == metadata.row_group(group).num_rows:
             continue
-        if not statistics.has_min_max or not isinstance(statistics.max, datetime):
+        try:
+            most = statistics.max if statistics.has_min_max else None
+        except OverflowError:  # after the year 9999
+            return LATEST + 1
+        if not isinstance(most, datetime):
             return _slow_last_time(path)
-        found.append(microseconds(statistics.max))
+        found.append(microseconds(most))
     return max(found, default=None)
 
 
@@ -199,6 +211,9 @@ def _times(path: Path) -> pa.ChunkedArray:
     column = pq.read_table(checked(path), columns=["time"])["time"].drop_null()
     if pa.types.is_null(column.type):
         return column.cast(pa.int64())
+    if getattr(column.type, "unit", "") == "ms":
+        most = (2**63 - 1) // 1000  # what does not fit would become any time at all
+        column = pc.max_element_wise(pc.min_element_wise(column.cast(pa.int64()), most), -most).cast(pa.timestamp("ms"))
     return column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
 
 

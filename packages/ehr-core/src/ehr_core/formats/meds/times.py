@@ -18,6 +18,7 @@ TREATED = {
     "future": "events later than `source.latest`, else than the dataset was made, which were left out",
     "beyond_life": "events over a year before the birth, or over 130 years after it, which were left out",
     "births_dropped": "births that contradict most events of their subject, which were left out",
+    "births_contradicting": "births on another day than the subject's first one, which counts",
     "births_renamed": "births under another code, which became MEDS_BIRTH",
     "deaths_moved": "deaths known by their date only, which moved to the last event of that day",
     "subjects_without_birth": "subjects whose birth has no time on record; their age is unknown",
@@ -44,6 +45,7 @@ def settle(
     birth_N = (events["code"] == MEDS_BIRTH).to_numpy()
     birth_S = _births(first_S, time_N, birth_N & keep_N)
     keep_N, counts["births_dropped"], counts["beyond_life"] = _lives(first_S, time_N, birth_N, birth_S, keep_N)
+    counts["births_contradicting"] = _contradicting(first_S, time_N, birth_N & keep_N)
     counts["subjects_without_birth"] = int((_births(first_S, time_N, birth_N & keep_N) == NO_TIME).sum())
     if not keep_N.all():
         events, id_N, time_N = events.filter(pl.Series(keep_N)), id_N[keep_N], time_N[keep_N]
@@ -73,6 +75,15 @@ def _named(events: pl.DataFrame, birth: tuple[str, ...]) -> tuple[pl.DataFrame, 
     if other is None:
         return events, 0
     return events.with_columns(codes.set(other, MEDS_BIRTH)), int(other.sum())
+
+
+def _contradicting(first_S: np.ndarray, time_N: np.ndarray, birth_N: np.ndarray) -> int:
+    """How many births are on another day than the first one of their subject."""
+    at = np.flatnonzero(birth_N)
+    at = at[time_N[at] != NO_TIME]
+    subject = np.searchsorted(first_S, at, side="right") - 1
+    first = _births(first_S, time_N, birth_N)[subject]
+    return int(np.count_nonzero(time_N[at] // DAY_US != first // DAY_US))
 
 
 def _lives(
@@ -105,7 +116,8 @@ def _lives(
 
 def _deaths(events: pl.DataFrame, id_N: np.ndarray, time_N: np.ndarray) -> tuple[pl.DataFrame, int]:
     """Events with each death at midnight at the subject's last event of that day, and how many moved."""
-    death = events["code"].str.starts_with(MEDS_DEATH)
+    code = events["code"]
+    death = (code == MEDS_DEATH) | code.str.starts_with(f"{MEDS_DEATH}//")
     if not death.any():
         return events, 0
     at = np.flatnonzero(death.to_numpy() & (time_N != NO_TIME) & (time_N % DAY_US == 0))
