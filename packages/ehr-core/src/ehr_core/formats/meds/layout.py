@@ -68,9 +68,9 @@ def _files(folder: Path) -> list[Path]:
     if not root.is_dir():
         raise FormatError(f"{folder} is no MEDS dataset: {folder / DATA} is missing; expected data/{{{splits}}}")
     found = []
-    for place, folders, names in os.walk(root, followlinks=True):
+    for below, folders, names in os.walk(root, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in names if name.lower().endswith(".parquet") and name[0] != "."]
+        found += [Path(below, name) for name in names if name.lower().endswith(".parquet") and name[0] != "."]
     for split in SPLITS:
         place = root / split
         if place.is_dir() and not any(path.is_relative_to(place) for path in found):
