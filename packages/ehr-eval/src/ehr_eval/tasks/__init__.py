@@ -1,7 +1,8 @@
 """Clinical questions asked of MEDS events, and the blocks that they are built of.
 
-Codes of stays are matched whole or up to a ``//``, those of diagnoses by how they begin; nothing crosses a subject, and nothing after the end of the data is looked at. Stays are
-those of `ehr_core.stays`, which tokens have too: the order of rows within an instant means nothing.
+Codes of stays are matched whole or up to a ``//``, those of diagnoses by how they begin; nothing crosses a subject, and
+nothing after the end of the data is looked at. Stays are those of `ehr_core.stays`, which tokens have too: the order of
+rows within an instant means nothing.
 """
 
 from ehr_eval.tasks.after_discharge import NextDiagnoses, Readmission30d
