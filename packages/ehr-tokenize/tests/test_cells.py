@@ -241,3 +241,10 @@ def test_an_end_that_is_known_by_date_is_not_before_what_happened_on_that_day():
     assert before(at(3, 9), datetime(1900, 1, 1))
     assert not before(at(3, 9), datetime(9999, 12, 31))
     assert not before(at(4, 2), at(3), start_day=date(2020, 1, 3))
+
+
+@pytest.mark.parametrize("header", ["id,value,value", "id,Value,VALUE "])
+def test_a_column_that_is_there_twice_is_refused_and_none_of_the_two_taken(tmp_path, header):
+    (tmp_path / "labs.csv").write_text(f"{header}\n1,12.5,99\n")
+    with pytest.raises(DataError, match=r"labs.csv has 2 columns 'value'; keep one"):
+        list(batches(find_tables(tmp_path, ["labs"])["labs"], ["id"], ["value"]))

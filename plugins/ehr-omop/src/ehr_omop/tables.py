@@ -244,7 +244,7 @@ def _births(batch: Batch) -> pl.DataFrame:
     month = pl.coalesce("month", pl.col("near").dt.month(), pl.lit(1))
     day = pl.coalesce("day", pl.when(month == pl.col("near").dt.month()).then(pl.col("near").dt.day()), pl.lit(1))
     made = parts.select(pl.format("{}-{}-{}", "year", month, day).str.to_date("%Y-%m-%d", strict=False)).to_series()
-    if (bad := made.is_null() & given["year"].is_not_null()).any():
+    if (bad := (made.is_null() | (given["year"] < 1000)) & given["year"].is_not_null()).any():
         raise DataError(
             f"{batch.path}, row {batch.first + int(bad.arg_max() or 0)}: year, month and day of birth are no date"
         )

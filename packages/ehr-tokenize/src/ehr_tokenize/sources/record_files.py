@@ -89,7 +89,11 @@ def batches(
 
 def _columns(path: Path, names: Sequence[str], required: Sequence[str], optional: Sequence[str]) -> dict[str, str]:
     """Name in the file to name in lower case, of the columns that are wanted."""
-    lower = {name.strip().lower(): name for name in names}
+    spelled = [name.strip().lower() for name in names]
+    lower = dict(zip(spelled, names, strict=True))
+    twice = [name for name in (*required, *optional) if spelled.count(name) > 1]
+    if twice:
+        raise DataError(f"{path} has {spelled.count(twice[0])} columns {twice[0]!r}; keep one")
     missing = [name for name in required if name not in lower]
     if missing:
         raise DataError(f"{path} has no column {', '.join(map(repr, missing))}")
