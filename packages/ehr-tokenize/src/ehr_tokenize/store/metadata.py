@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from ehr_core.constants import SPLITS
 from ehr_core.errors import DataError, FormatError
 from ehr_core.formats.folder import read_json
-from ehr_core.formats.meds import records_folder
+from ehr_core.formats.meds import SUBJECT_SPLITS, read_splits, records_folder
 from ehr_core.formats.parquet import read_frame
 
 FILES = ("codes.parquet", "dataset.json", "subject_splits.parquet")
@@ -38,25 +39,19 @@ def check_splits(meds: Path, shards: Iterable[tuple[str, Path, np.ndarray]]) -> 
 
     ``shards`` are split, file and subjects. Returns how many subjects the file does not name; all when it is missing.
     """
-    path = records_folder(meds) / "metadata" / "subject_splits.parquet"
-    table = _read(path, {"subject_id": pl.Int64, "split": pl.String}) if path.is_file() else None
-    id_M = table["subject_id"].to_numpy() if table is not None else np.zeros(0, np.int64)
-    split_M = table["split"].to_numpy() if table is not None else np.zeros(0, object)
-    order = np.argsort(id_M, kind="stable")
-    id_M, split_M = id_M[order], split_M[order]
-    twice = np.flatnonzero((id_M[1:] == id_M[:-1]) & (split_M[1:] != split_M[:-1]))
-    if len(twice):
-        raise DataError(f"{path}, row {int(order[twice[0] + 1]) + 1}: the subject is in two splits; it belongs to one")
+    path = records_folder(meds) / SUBJECT_SPLITS
+    nothing = np.zeros(0, np.int64)
+    id_M, split_M, row_M = read_splits(path) if path.is_file() else (nothing, nothing, nothing)
     unnamed = 0
     for split, file, subject_S in shards:
         at = np.searchsorted(id_M, subject_S)
         known = np.flatnonzero(at < len(id_M))
         known = known[id_M[at[known]] == subject_S[known]]
         unnamed += len(subject_S) - len(known)
-        wrong = at[known][split_M[at[known]] != split]
+        wrong = at[known][split_M[at[known]] != SPLITS.index(split)]
         if len(wrong):
             raise DataError(
-                f"{path}, row {int(order[wrong[0]]) + 1}: the subject is in split {split_M[wrong[0]]!r}, but its "
+                f"{path}, row {row_M[wrong[0]]}: the subject is in split {SPLITS[split_M[wrong[0]]]!r}, but its "
                 f"events are in {file} ({len(wrong)} subjects of that file contradict the table); mend one of the two"
             )
     return unnamed

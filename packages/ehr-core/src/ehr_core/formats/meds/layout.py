@@ -98,7 +98,7 @@ def _check_nothing_says_another(folder: Path, folders: dict[Path, str], split: s
     table = folder / SUBJECT_SPLITS
     if not table.is_file():
         return
-    id_M, split_M = _read_splits(table)
+    id_M, split_M, _ = read_splits(table)
     subject_S = np.concatenate([subjects_of(path) for path in folders])
     elsewhere = int(np.isin(subject_S, id_M[split_M != SPLITS.index(split)]).sum())
     if elsewhere:
@@ -124,7 +124,7 @@ def _by_subject(folder: Path, paths: Sequence[Path], reading: Reading) -> list[S
             f"{folder} has Parquet files outside of data/{{{','.join(SPLITS)}}} and no {SUBJECT_SPLITS} that says the "
             "split of their subjects; write one, or say what all of them are: source.split=held_out"
         )
-    id_M, split_M = _read_splits(table)
+    id_M, split_M, _ = read_splits(table)
     root = _root(folder)
     with ThreadPoolExecutor() as pool:
         subjects = list(pool.map(subjects_of, paths))
@@ -147,8 +147,11 @@ def _by_subject(folder: Path, paths: Sequence[Path], reading: Reading) -> list[S
     return [shard for split in SPLITS for shard in found[split]]
 
 
-def _read_splits(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Subjects (M,) int64, ascending, and the place of the split of each in SPLITS."""
+def read_splits(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Subjects (M,) int64, ascending, of ``subject_splits.parquet``; the place of each one's split in SPLITS; its row.
+
+    Rows count from 1. Raises FormatError for a damaged file, DataError for a row that says no split, or another one.
+    """
     try:
         table = pl.read_parquet(checked(path), columns=["subject_id", "split"])
         id_M = table["subject_id"].cast(pl.Int64).to_numpy()
@@ -166,7 +169,7 @@ def _read_splits(path: Path) -> tuple[np.ndarray, np.ndarray]:
     twice = np.flatnonzero((id_M[1:] == id_M[:-1]) & (split_M[1:] != split_M[:-1]))
     if len(twice):
         raise DataError(f"{path}, row {int(order[twice[0] + 1]) + 1}: the subject is in two splits; it belongs to one")
-    return id_M, split_M
+    return id_M, split_M, order + 1
 
 
 def _first(bad: pl.Series) -> int:
