@@ -290,6 +290,15 @@ def test_the_report_says_what_was_odd_in_the_records(parts, tiny, labels, tmp_pa
     assert "records that were predicted: 1 shards whose rows were not in order" in page
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_refused_before_any_work(parts, tiny, labels, tmp_path, seed):
+    settings = BenchmarkConfig(source=parts.source(path=str(tiny)), labels=str(labels), seed=seed)
+    settings.output = str(tmp_path / "out")
+    with pytest.raises(ConfigError, match=f"seed is {seed}; it must be a number from 0 to 4294967295"):
+        benchmark(settings)
+    assert not (tmp_path / "out").exists()
+
+
 def test_command_lines_compose_as_documented(parts):
     composed = config.compose(
         "predict", ["source.path=X", "labels=L", "predictors=[logistic,steady]", "task=readmission_30d", "seed=7"]

@@ -114,6 +114,13 @@ def test_an_empty_prefix_is_refused_because_it_would_match_everything():
         InHospitalMortality(InHospitalMortalityConfig(death=[""]))
 
 
+def test_a_time_longer_than_any_life_is_refused():
+    with pytest.raises(ConfigError, match=r"readmission_30d.horizon_days must be above 0 and at most 47,450 days"):
+        Readmission30d(Readmission30dConfig(horizon_days=1e9))
+    with pytest.raises(ConfigError, match="prediction_offset_hours must not be negative, nor over"):
+        InHospitalMortality(InHospitalMortalityConfig(prediction_offset_hours=1e9))
+
+
 def test_a_readmission_counts_up_to_and_with_the_thirtieth_day(readmission):
     rows = [(1, 0, ADM), (1, 2, DIS), (1, 32, ADM), (2, 0, ADM), (2, 2, DIS), (2, 32.01, ADM)]
     assert readmission(rows) == [(1, 2.0, True), (2, 2.0, False)]
