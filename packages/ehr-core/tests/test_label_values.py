@@ -260,3 +260,23 @@ def test_dates_of_other_centuries_keep_their_day(tmp_path):
     days = [date(1, 1, 1), date(1899, 12, 30), *(time.date() for time in TIMES[2:])]
     found = read(tmp_path, PLAIN | {"prediction_time": pa.array(days)})
     assert found.tables["train"]["prediction_time"][:2].to_pylist() == [datetime(1, 1, 1), datetime(1899, 12, 30)]
+
+
+@pytest.mark.parametrize(("kind", "limit"), [(pa.float16(), 2**11), (pa.float32(), 2**24), (pa.float64(), 2**53)])
+def test_an_id_of_floating_point_is_exact_below_what_its_width_holds(tmp_path, kind, limit):
+    for number, fits in ((limit - 1, True), (limit, False)):
+        table = pa.table(
+            {
+                "subject_id": pa.array([float(number)], pa.float64()).cast(kind, safe=False),
+                "prediction_time": pa.array([datetime(2020, 1, 1)], pa.timestamp("us")),
+                "boolean_value": [True],
+            }
+        )
+        path = tmp_path / str(number)
+        path.mkdir()
+        pq.write_table(table, path / "train.parquet")
+        if fits:
+            assert read_labels(path).tables["train"]["subject_id"].to_pylist() == [number]
+        else:
+            with pytest.raises(DataError, match=r"subject_id.*too large to be exact in floating point"):
+                read_labels(path)

@@ -248,3 +248,10 @@ def test_a_column_that_is_there_twice_is_refused_and_none_of_the_two_taken(tmp_p
     (tmp_path / "labs.csv").write_text(f"{header}\n1,12.5,99\n")
     with pytest.raises(DataError, match=r"labs.csv has 2 columns 'value'; keep one"):
         list(batches(find_tables(tmp_path, ["labs"])["labs"], ["id"], ["value"]))
+
+
+def test_an_id_of_32_bits_of_floating_point_is_exact_below_two_to_the_24_only():
+    exact, lost = 2.0**24 - 1, 2.0**24
+    assert batch(np.array([exact], np.float32)).integer("c").to_list() == [2**24 - 1]
+    with pytest.raises(DataError, match="no whole number that is exact"):
+        batch(np.array([lost], np.float32)).integer("c")
